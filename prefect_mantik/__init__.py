@@ -1,0 +1,1 @@
+"""Train machine-learning models on supercomputers from Prefect pipelines."""
