@@ -1,1 +1,101 @@
-"""Train machine-learning models on supercomputers from Prefect pipelines."""
+"""Train machine-learning models on supercomputers from Prefect pipelines.
+
+Names are imported when they are first used, so that `import prefect_mantik` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prefect_mantik.credentials import (
+        MantikConnection as MantikConnection,
+        MantikCredentials as MantikCredentials,
+        MantikProject as MantikProject,
+    )
+    from prefect_mantik.environment import RuntimeContext as RuntimeContext
+    from prefect_mantik.jobs import TrainingJob as TrainingJob, TrainingRun as TrainingRun
+    from prefect_mantik.lifecycle import cancel_runs_of_flow as cancel_runs_of_flow
+    from prefect_mantik.reports import (
+        apublish_comparison as apublish_comparison,
+        publish_comparison as publish_comparison,
+    )
+    from prefect_mantik.runs import (
+        Reason as Reason,
+        RunHandle as RunHandle,
+        RunKey as RunKey,
+        RunMetrics as RunMetrics,
+        RunResult as RunResult,
+        RunSpec as RunSpec,
+        RunState as RunState,
+        RunStatus as RunStatus,
+    )
+    from prefect_mantik.sites.mantik import MantikSite as MantikSite
+    from prefect_mantik.tasks import (
+        aauthenticate as aauthenticate,
+        acancel_run as acancel_run,
+        afetch_log as afetch_log,
+        agather_metrics as agather_metrics,
+        aregister_model as aregister_model,
+        asubmit_run as asubmit_run,
+        asubmit_runs as asubmit_runs,
+        authenticate as authenticate,
+        await_for_run as await_for_run,
+        await_for_runs as await_for_runs,
+        cancel_run as cancel_run,
+        fetch_log as fetch_log,
+        gather_metrics as gather_metrics,
+        register_model as register_model,
+        select_best_run as select_best_run,
+        submit_run as submit_run,
+        submit_runs as submit_runs,
+        wait_for_run as wait_for_run,
+        wait_for_runs as wait_for_runs,
+    )
+
+_HOMES = {
+    "credentials": ("MantikConnection", "MantikCredentials", "MantikProject"),
+    "environment": ("RuntimeContext",),
+    "jobs": ("TrainingJob", "TrainingRun"),
+    "lifecycle": ("cancel_runs_of_flow",),
+    "reports": ("apublish_comparison", "publish_comparison"),
+    "runs": ("Reason", "RunHandle", "RunKey", "RunMetrics", "RunResult", "RunSpec", "RunState", "RunStatus"),
+    "sites.mantik": ("MantikSite",),
+    "tasks": (
+        "aauthenticate",
+        "acancel_run",
+        "afetch_log",
+        "agather_metrics",
+        "aregister_model",
+        "asubmit_run",
+        "asubmit_runs",
+        "authenticate",
+        "await_for_run",
+        "await_for_runs",
+        "cancel_run",
+        "fetch_log",
+        "gather_metrics",
+        "register_model",
+        "select_best_run",
+        "submit_run",
+        "submit_runs",
+        "wait_for_run",
+        "wait_for_runs",
+    ),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME_OF)  # type checkers read the aliases above
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME_OF})

@@ -1,0 +1,51 @@
+# Everything needs python3 (3.10 or newer), make and git alone; uv is used when present.
+
+VENV ?= .venv
+PYTHON ?= python3
+RUN := $(VENV)/bin
+UV := $(shell command -v uv 2>/dev/null)
+STAMP := $(VENV)/.built
+
+.PHONY: demo sandbox test lint format all-slow clean help
+
+help:
+	@echo "make demo      train at three sites of a sandbox, compare, keep the best"
+	@echo "make sandbox   run the sandbox until Ctrl-C, and write .env"
+	@echo "make test      the fast tests"
+	@echo "make lint      ruff and mypy"
+	@echo "make all-slow  the slow suites, each with a target of its own"
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "prefect-mantik needs Python 3.10 or newer; set PYTHON=/path/to/python3"; exit 1; }
+	@echo "building $(VENV): about a minute and a half with pip, less with uv"
+	@start=$$(date +%s); \
+	if [ -n "$(UV)" ]; then \
+		uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
+		uv pip install --quiet --python $(RUN)/python -e '.[dev]'; \
+	else \
+		$(PYTHON) -m venv $(VENV) && \
+		$(RUN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'; \
+	fi && echo "built $(VENV) in $$(( $$(date +%s) - start )) s"
+	@touch $@
+
+demo: $(STAMP)
+	@$(RUN)/prefect-mantik demo $(if $(KEEP),--keep)
+
+sandbox: $(STAMP)
+	@$(RUN)/prefect-mantik sandbox --env-file .env
+
+test: $(STAMP)
+	$(RUN)/python -m pytest -m "not slow and not network"
+
+lint: $(STAMP)
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+
+format: $(STAMP)
+	$(RUN)/ruff check --fix .
+	$(RUN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

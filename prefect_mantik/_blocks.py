@@ -1,0 +1,7 @@
+"""Imports every block class: Prefect's collection entry point, so that `Block.load("<slug>/<name>")` knows them all."""
+
+from prefect_mantik.credentials import MantikConnection, MantikCredentials, MantikProject
+from prefect_mantik.jobs import TrainingJob
+from prefect_mantik.sites.mantik import MantikSite
+
+__all__ = ["MantikConnection", "MantikCredentials", "MantikProject", "MantikSite", "TrainingJob"]

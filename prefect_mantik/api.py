@@ -1,0 +1,294 @@
+"""Calls to a JSON API with a token: deadlines, repeats, and errors that a person can use."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from typing import Any, Protocol
+from urllib.parse import quote, urlsplit
+
+import anyio
+import httpx
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_before_delay, wait_random_exponential
+
+from prefect_mantik.errors import LoginRefused, NotFound, RequestFailed, ServiceUnavailable
+from prefect_mantik.log import run_logger
+from prefect_mantik.loop import http_client
+
+TOTAL_TIMEOUT = 120.0
+"""Seconds that one call may take, with all its repeats."""
+
+READ_TIMEOUT = 60.0
+
+MAX_DETAIL = 400
+"""Characters of a server's explanation that an error shows."""
+
+_BACKOFF = wait_random_exponential(multiplier=0.5, max=20)
+_SECONDS_WORTH_A_LINE = 5.0
+
+
+class TokenSource(Protocol):
+    """Gives a valid bearer token, and is told when a server refused one."""
+
+    async def token(self) -> str:
+        """Return a token that is valid now."""
+        ...
+
+    def invalidate(self, token: str) -> None:
+        """Never return this token again."""
+        ...
+
+
+class JsonApi:
+    """One JSON API, called as one account.
+
+    Args:
+        name: What to call the server in messages, such as "the Mantik platform".
+        base_url: Scheme, host, port and path prefix.
+        username: The account, for the connection pool and for messages.
+        tokens: Where bearer tokens come from; None for calls that need none.
+    """
+
+    def __init__(self, name: str, base_url: str, username: str, tokens: TokenSource | None = None) -> None:
+        self.name = name
+        self.base_url = base_url.rstrip("/")
+        self.username = username
+        self._tokens = tokens
+        url = urlsplit(self.base_url)
+        self._account = f"{username}@{url.scheme}://{url.netloc}"
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        values: Mapping[str, object] | None = None,
+        params: Mapping[str, str] | None = None,
+        json: Any = None,
+        repeatable: bool = True,
+        timeout: float = TOTAL_TIMEOUT,
+        read_timeout: float = READ_TIMEOUT,
+    ) -> Any:
+        """Call the API and return the JSON that it answers (None for an empty body).
+
+        Args:
+            method: HTTP method.
+            path: Path with placeholders in braces, as errors show it.
+            values: What the placeholders stand for.
+            params: Query parameters.
+            json: Body.
+            repeatable: Whether the call may be made again after an answer that leaves open whether it was served.
+                Where False, it is made again only after a 429 or when no connection came about.
+            timeout: Seconds for the call with all its repeats.
+            read_timeout: Seconds without a byte after which an answer is given up.
+
+        Raises:
+            LoginRefused: 401, also with a fresh token.
+            NotFound: 404.
+            RequestFailed: The server refused the request.
+            ServiceUnavailable: No usable answer.
+        """
+        response = await self.fetch(
+            method,
+            path,
+            values=values,
+            params=params,
+            json=json,
+            repeatable=repeatable,
+            timeout=timeout,
+            read_timeout=read_timeout,
+        )
+        if not response.content:
+            return None
+        try:
+            return response.json()
+        except ValueError:
+            raise self._error(
+                ServiceUnavailable, method, path, response, "answered something that is not JSON"
+            ) from None
+
+    async def fetch(
+        self,
+        method: str,
+        path: str,
+        *,
+        values: Mapping[str, object] | None = None,
+        params: Mapping[str, str] | None = None,
+        json: Any = None,
+        repeatable: bool = True,
+        timeout: float = TOTAL_TIMEOUT,
+        read_timeout: float = READ_TIMEOUT,
+    ) -> httpx.Response:
+        """As `call`, but return the whole response."""
+        filled = path.format(**{name: quote(str(value), safe="") for name, value in (values or {}).items()})
+        request = http_client(self._account).build_request(
+            method,
+            f"{self.base_url}{filled}",
+            params=params,
+            json=json,
+            timeout=httpx.Timeout(read_timeout, connect=10),
+        )
+        repeats = AsyncRetrying(
+            retry=retry_if_exception_type(_Repeat),
+            wait=_pause,
+            stop=stop_before_delay(timeout),
+            before_sleep=self._say_pause,
+            reraise=True,
+        )
+        deadline = time.monotonic() + timeout
+        try:
+            async for attempt in repeats:
+                with attempt:
+                    return await self._once(request, path, repeatable, deadline)
+        except _Repeat as last:
+            raise last.error from last.__cause__
+        raise AssertionError("tenacity ends by a result or an error")
+
+    async def _once(self, request: httpx.Request, path: str, repeatable: bool, deadline: float) -> httpx.Response:
+        response = await self._send(request, path, repeatable, deadline)
+        if response.status_code == 401 and self._tokens is not None:
+            # The token expired early, by the server's clock: a fresh one gets one chance.
+            self._tokens.invalidate(request.headers["Authorization"].removeprefix("Bearer "))
+            response = await self._send(request, path, repeatable, deadline)
+        if response.is_success:
+            return response
+        raise self._judged(response, request.method, path, repeatable)
+
+    async def _send(self, request: httpx.Request, path: str, repeatable: bool, deadline: float) -> httpx.Response:
+        if self._tokens is not None:
+            request.headers["Authorization"] = f"Bearer {await self._tokens.token()}"
+        try:
+            with anyio.fail_after(max(0.0, deadline - time.monotonic())):
+                return await http_client(self._account).send(request)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            failure = ServiceUnavailable(
+                f"{self._where(request.method, path)}: no connection to {self.base_url} ({_cause(error)}). "
+                "Nothing was sent. Check the URL and the network.",
+                method=request.method,
+                path=path,
+                sent=False,
+            )
+            raise _Repeat(failure) from error
+        except (httpx.TransportError, TimeoutError) as error:
+            failure = ServiceUnavailable(
+                f"{self._where(request.method, path)}: no answer from {self.base_url} ({_cause(error)}).",
+                method=request.method,
+                path=path,
+            )
+            if repeatable and not isinstance(error, TimeoutError):
+                raise _Repeat(failure) from error
+            raise failure from error
+
+    def _judged(self, response: httpx.Response, method: str, path: str, repeatable: bool) -> Exception:
+        status = response.status_code
+        if status == 429:
+            return _Repeat(
+                self._error(ServiceUnavailable, method, path, response, "asks to slow down", sent=False),
+                retry_after(response),
+            )
+        if status >= 500 or status in (408, 425) or response.is_redirect:
+            error = self._error(ServiceUnavailable, method, path, response, "could not answer")
+            return _Repeat(error, retry_after(response)) if repeatable and not response.is_redirect else error
+        if status == 401:
+            return self._error(LoginRefused, method, path, response, f"refused the login of {self.username!r}")
+        if status == 404:
+            return self._error(NotFound, method, path, response, "knows no such thing")
+        return self._error(RequestFailed, method, path, response, "refused the request")
+
+    def _error(
+        self, kind: type[RequestFailed], method: str, path: str, response: httpx.Response, what: str, **more: Any
+    ) -> RequestFailed:
+        detail = self._without_token(explanation(response), response)
+        message = f"{self._where(method, path)}: {self.name} {what} (HTTP {response.status_code}: {detail})."
+        return kind(message, method=method, path=path, status=response.status_code, detail=detail, **more)
+
+    def _where(self, method: str, path: str) -> str:
+        return f"{method} {path}"
+
+    def _without_token(self, text: str, response: httpx.Response) -> str:
+        token = response.request.headers.get("Authorization", "").removeprefix("Bearer ")
+        return text.replace(token, "***") if token else text
+
+    def _say_pause(self, state: RetryCallState) -> None:
+        seconds = state.upcoming_sleep
+        error = state.outcome.exception() if state.outcome else None
+        if seconds >= _SECONDS_WORTH_A_LINE and isinstance(error, _Repeat):
+            run_logger().warning("%s Asking again in %.0f s.", error.error, seconds)
+
+
+class _Repeat(Exception):
+    """An answer after which the same call may be made again."""
+
+    def __init__(self, error: RequestFailed, retry_after: float | None = None) -> None:
+        super().__init__(str(error))
+        self.error, self.retry_after = error, retry_after
+
+
+def _pause(state: RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    told = error.retry_after if isinstance(error, _Repeat) else None
+    jittered = _BACKOFF(state)
+    return jittered if told is None else told + min(jittered, 1.0)
+
+
+def retry_after(response: httpx.Response) -> float | None:
+    """Seconds that a server asks to wait, from the header Retry-After in either of its forms (RFC 9110, 10.2.3)."""
+    told = response.headers.get("Retry-After", "").strip()
+    if told.isdigit():
+        return float(told)
+    try:
+        until = parsedate_to_datetime(told)
+    except ValueError:
+        return None
+    return max(0.0, (until - server_time(response)).total_seconds())
+
+
+def server_time(response: httpx.Response) -> datetime:
+    """The server's clock when it answered; ours where it does not say."""
+    try:
+        return parsedate_to_datetime(response.headers.get("Date", ""))
+    except ValueError:
+        return datetime.now(timezone.utc)
+
+
+def explanation(response: httpx.Response) -> str:
+    """What a server said of an error, in one short line, from the forms that servers in this field use.
+
+    FastAPI: `detail`, a text or a list of findings (never with the input that it repeats). MLflow, FirecREST and the
+    compute backend: `message`. UNICORE: `errorMessage`. A gateway: an HTML page, of which the title is shown.
+    """
+    try:
+        body = response.json()
+    except ValueError:
+        return _shortened(_page_title(response.text)) or response.reason_phrase or "no explanation"
+    if isinstance(body, dict):
+        body = next((body[name] for name in ("detail", "message", "errorMessage", "error") if body.get(name)), "")
+    if isinstance(body, list):
+        body = "; ".join(_finding(item) for item in body)
+    return _shortened(str(body)) or response.reason_phrase or "no explanation"
+
+
+def _finding(item: Any) -> str:
+    if not isinstance(item, dict):
+        return str(item)
+    place = ".".join(str(part) for part in item.get("loc", []) if part != "body")
+    return f"{place}: {item.get('msg', 'invalid')}" if place else str(item.get("msg", "invalid"))
+
+
+def _page_title(text: str) -> str:
+    if "<" not in text:
+        return text
+    title = re.search(r"<title[^>]*>(.*?)</title>", text, re.IGNORECASE | re.DOTALL)
+    return f"an HTML page, {title.group(1).strip()!r}" if title else "an HTML page"
+
+
+def _shortened(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_DETAIL else f"{line[:MAX_DETAIL]}…"
+
+
+def _cause(error: BaseException) -> str:
+    return str(error) or type(error).__name__

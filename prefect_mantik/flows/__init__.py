@@ -1,0 +1,1 @@
+"""The example flows, deployable by module path from an installed package."""

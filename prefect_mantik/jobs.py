@@ -1,0 +1,273 @@
+"""`TrainingJob`: what to train and where, as a block. `TrainingRun`: one run of it, which any process can pick up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from prefect.blocks.abstract import JobBlock, JobRun
+from pydantic import ConfigDict, Field, ValidationError
+
+from prefect_mantik.credentials import DOCUMENTATION, LOGO, MantikProject, aload_block
+from prefect_mantik.errors import ConfigurationError, NotSupported, RequestFailed, RunsFailed
+from prefect_mantik.ledger import FlowRunLedger, current_key, root_flow_run_id
+from prefect_mantik.log import run_logger
+from prefect_mantik.loop import acall, call
+from prefect_mantik.runs import (
+    CodeRepository,
+    DataRepository,
+    IfEnded,
+    ParameterValue,
+    RunHandle,
+    RunResult,
+    RunSpec,
+    RunState,
+    RunStatus,
+    Scope,
+)
+from prefect_mantik.sites.base import Site
+from prefect_mantik.sites.opening import AnySite, remember, site_of
+from prefect_mantik.waiting.poller import wait_until_ended
+
+LOG_TAIL = 2_000
+"""Bytes of a failed run's log that its result shows."""
+
+
+class TrainingJob(JobBlock[RunResult]):
+    """What to train and where: an entry point of an MLproject, its parameters, a project and a site.
+
+    Example:
+        Train, wait and look at the result:
+        ```python
+        from prefect_mantik import TrainingJob
+
+        job = TrainingJob.load("BLOCK_NAME")
+        run = job.trigger(key="train", parameters={"epochs": 20})
+        run.wait_for_completion()
+        print(run.fetch_result().status.state)
+        ```
+    """
+
+    _block_type_name = "Training Job"
+    _block_type_slug = "training-job"
+    _documentation_url = DOCUMENTATION  # type: ignore[assignment]
+    _logo_url = LOGO  # type: ignore[assignment]
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    project: MantikProject = Field(
+        title="Mantik project", description="Project that tracks the run, gives the code and is charged."
+    )
+    site: AnySite = Field(title="Site", description="Site that the run is sent to.")
+    entry_point: str = Field(default="main", title="Entry point", description="Entry point of the MLproject.")
+    parameters: dict[str, Any] = Field(
+        default_factory=dict, title="Parameters", description="Parameters of the entry point, as a JSON object."
+    )
+    mlproject_path: str = Field(
+        default="MLproject",
+        title="MLproject path",
+        description="Path of the MLproject file, from the root of the code repository.",
+    )
+    branch: str = Field(default="main", title="Branch", description="Branch of the code repository.")
+    commit: str = Field(
+        default="", title="Commit", description="Commit of the code repository. It wins over the branch."
+    )
+    data_branch: str = Field(default="", title="Data branch", description="Branch of the data repository, if any.")
+    data_commit: str = Field(default="", title="Data commit", description="Commit of the data repository, if any.")
+
+    def spec(self, parameters: Mapping[str, ParameterValue] | None = None) -> RunSpec:
+        """The complete description of a run.
+
+        Args:
+            parameters: Parameters that are added to those of the block, or replace them.
+
+        Raises:
+            ConfigurationError: A value has no place in a run's description.
+        """
+        project = self.project
+        try:
+            return RunSpec(
+                entry_point=self.entry_point,
+                parameters={**self.parameters, **(parameters or {})},
+                mlproject_path=self.mlproject_path,
+                code=CodeRepository(
+                    repository_id=project.code_repository_id, branch=self.branch or None, commit=self.commit or None
+                ),
+                data=DataRepository(
+                    repository_id=project.data_repository_id,
+                    branch=self.data_branch or None,
+                    commit=self.data_commit or None,
+                )
+                if project.data_repository_id
+                else None,
+                project_id=project.project_id,
+                experiment_repository_id=project.experiment_repository_id,
+                backend_config=self.site.backend_config,
+                budget_account=project.compute_budget_account or None,
+            )
+        except ValidationError as error:
+            findings = "; ".join(
+                f"{'.'.join(str(part) for part in item['loc'][:2])}: {item['msg']}" for item in error.errors()
+            )
+            raise ConfigurationError(f"The training job cannot be submitted: {findings}.") from None
+
+    # Prefect declares `trigger` as a coroutine without arguments; a plain one beside its twin is today's convention.
+    def trigger(  # type: ignore[override]
+        self,
+        *,
+        key: str,
+        parameters: Mapping[str, ParameterValue] | None = None,
+        if_ended: IfEnded = "raise",
+        scope: Scope = "flow",
+        shared: bool = False,
+    ) -> TrainingRun:
+        """Submit a run, or pick up the one that exists under the key. Arguments and errors as for `submit_run`."""
+        handle = call(submit, self, key=key, parameters=parameters, if_ended=if_ended, scope=scope, shared=shared)
+        return TrainingRun(handle)
+
+    async def atrigger(
+        self,
+        *,
+        key: str,
+        parameters: Mapping[str, ParameterValue] | None = None,
+        if_ended: IfEnded = "raise",
+        scope: Scope = "flow",
+        shared: bool = False,
+    ) -> TrainingRun:
+        """As `trigger`, awaited."""
+        handle = await acall(
+            submit, self, key=key, parameters=parameters, if_ended=if_ended, scope=scope, shared=shared
+        )
+        return TrainingRun(handle)
+
+
+class TrainingRun(JobRun[RunResult]):
+    """One run, from its handle alone: works in another process, on another host, days later.
+
+    Args:
+        handle: Which run.
+    """
+
+    def __init__(self, handle: RunHandle) -> None:
+        self.handle = handle
+
+    def status(self) -> RunStatus:
+        """Ask the site for the run's status now."""
+        return call(status, self.handle)
+
+    async def astatus(self) -> RunStatus:
+        """As `status`, awaited."""
+        return await acall(status, self.handle)
+
+    def wait_for_completion(self, *, timeout: float | None = None) -> None:  # type: ignore[override]
+        """Wait until the run ended, well or not.
+
+        Args:
+            timeout: Seconds after which to stop waiting; the job is left alone. None: no limit.
+
+        Raises:
+            WaitTimeout: The time passed first.
+        """
+        call(wait, [self.handle], timeout=timeout)
+
+    async def await_for_completion(self, *, timeout: float | None = None) -> None:
+        """As `wait_for_completion`, awaited."""
+        await acall(wait, [self.handle], timeout=timeout)
+
+    def fetch_result(self) -> RunResult:  # type: ignore[override]
+        """The result of a run that ended.
+
+        Raises:
+            RunsFailed: It did not finish.
+            NotSupported: It has not ended.
+        """
+        return call(_result, self.handle)
+
+    async def afetch_result(self) -> RunResult:
+        """As `fetch_result`, awaited."""
+        return await acall(_result, self.handle)
+
+    def cancel(self) -> None:
+        """End the run. That it has ended already is success."""
+        call(cancel, self.handle)
+
+    async def acancel(self) -> None:
+        """As `cancel`, awaited."""
+        await acall(cancel, self.handle)
+
+    def logs(self) -> str:
+        """The run's log so far."""
+        return call(log, self.handle)
+
+    async def alogs(self) -> str:
+        """As `logs`, awaited."""
+        return await acall(log, self.handle)
+
+
+async def submit(
+    job: TrainingJob | str,
+    *,
+    key: str,
+    parameters: Mapping[str, ParameterValue] | None = None,
+    if_ended: IfEnded = "raise",
+    scope: Scope = "flow",
+    shared: bool = False,
+) -> RunHandle:
+    """Submit a run of a job, on the background loop. See `tasks.submit_run`."""
+    loaded = await aload_block(TrainingJob, job) if isinstance(job, str) else job
+    spec, site = loaded.spec(parameters), loaded.site.open(loaded.project)
+    ledger = FlowRunLedger(await root_flow_run_id())
+    handle = await site.submit(spec, await current_key(key, scope), ledger=ledger, if_ended=if_ended, shared=shared)
+    remember(handle, site, loaded.project)
+    return handle
+
+
+async def status(handle: RunHandle) -> RunStatus:
+    """Ask for the status of one run."""
+    return (await (await site_of(handle)).poll([handle]))[handle]
+
+
+async def wait(handles: list[RunHandle], *, timeout: float | None = None) -> list[RunResult]:
+    """Wait until runs ended, and return their results in the order given."""
+    sites = {handle: await site_of(handle) for handle in handles}
+    statuses = await wait_until_ended(sites, reopen=site_of, timeout=timeout)
+    return [await _with_log(sites[handle], handle, statuses[handle]) for handle in handles]
+
+
+async def cancel(handle: RunHandle) -> None:
+    """End a run."""
+    await (await site_of(handle)).cancel(handle)
+
+
+async def log(handle: RunHandle) -> str:
+    """The log of a run so far."""
+    data, _ = await (await site_of(handle)).read_log(handle)
+    return data.decode(errors="replace")
+
+
+async def _result(handle: RunHandle) -> RunResult:
+    site = await site_of(handle)
+    now = (await site.poll([handle]))[handle]
+    if not now.state.is_end:
+        raise NotSupported(f"{handle.describe()} has no result yet: it is {now.describe()}. Wait for it first.")
+    result = await _with_log(site, handle, now)
+    if not result.finished:
+        raise RunsFailed([result])
+    return result
+
+
+async def _with_log(site: Site, handle: RunHandle, ended: RunStatus) -> RunResult:
+    """A result, with the end of the log where the run failed and the site shows one."""
+    if ended.state is RunState.FINISHED:
+        return RunResult(handle=handle, status=ended)
+    try:
+        data, _ = await site.read_log(handle)
+    except (NotSupported, RequestFailed) as error:
+        run_logger().debug("The result of %s comes without its log: %s", handle.describe(), error)
+        data = b""
+    return RunResult(handle=handle, status=ended, log_tail=data[-LOG_TAIL:].decode(errors="replace").strip())
+
+
+def as_handle(run: RunHandle | RunResult | TrainingRun) -> RunHandle:
+    """The handle of anything that stands for a run."""
+    return run if isinstance(run, RunHandle) else run.handle

@@ -1,0 +1,111 @@
+"""What people look at in the Prefect UI: Markdown tables with links, one artifact for one thing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from prefect.artifacts import acreate_markdown_artifact
+
+from prefect_mantik.loop import acall, call
+from prefect_mantik.runs import RunMetrics, RunResult
+from prefect_mantik.tracking import ModelVersion
+
+COMPARISON_KEY = "mantik-comparison"
+
+
+def publish_comparison(
+    results: Sequence[RunResult],
+    metrics: Sequence[RunMetrics],
+    *,
+    metric: str,
+    best: RunMetrics | None = None,
+    model: ModelVersion | None = None,
+) -> str:
+    """Write the comparison of training runs as an artifact of the flow run, and return its Markdown.
+
+    Args:
+        results: Of all runs, the failed ones too.
+        metrics: What runs logged, in any order; runs without are shown with dashes.
+        metric: The one that decides.
+        best: The run that won, if one did.
+        model: What it was registered as, if it was.
+    """
+    markdown = comparison(results, metrics, metric=metric, best=best, model=model)
+    call(_publish, markdown)
+    return markdown
+
+
+async def apublish_comparison(
+    results: Sequence[RunResult],
+    metrics: Sequence[RunMetrics],
+    *,
+    metric: str,
+    best: RunMetrics | None = None,
+    model: ModelVersion | None = None,
+) -> str:
+    """As `publish_comparison`, awaited."""
+    markdown = comparison(results, metrics, metric=metric, best=best, model=model)
+    await acall(_publish, markdown)
+    return markdown
+
+
+async def _publish(markdown: str) -> UUID:
+    return await acreate_markdown_artifact(
+        key=COMPARISON_KEY, markdown=markdown, description="Training runs compared by their final metrics"
+    )
+
+
+def comparison(
+    results: Sequence[RunResult],
+    metrics: Sequence[RunMetrics],
+    *,
+    metric: str,
+    best: RunMetrics | None = None,
+    model: ModelVersion | None = None,
+) -> str:
+    """The comparison as Markdown: a headline, a table with one row a run, what was registered."""
+    logged = {run.handle: run for run in metrics}
+    names = [metric, *sorted({name for run in metrics for name in run.final} - {metric})]
+    varied = _varied(metrics)
+    rows = [["run", "site", "state", *names, *varied]]
+    for result in results:
+        run = logged.get(result.handle)
+        label = _cell(result.handle.name)
+        link = next(iter(result.handle.links.values()), "")
+        values = [_number(run.final[name].value) if run and name in run.final else "-" for name in names]
+        settings = [_cell(run.parameters.get(name, "-")) if run else "-" for name in varied]
+        row = [f"[{label}]({link})" if link else label, _cell(result.handle.site_name), result.status.describe()]
+        row += values + settings
+        rows.append([f"**{cell}**" for cell in row] if best and best.handle == result.handle else row)
+    parts = [_headline(results, metric, best), _table(rows)]
+    if model:
+        parts.append(f"Registered as [{_cell(model.name)} version {model.version}]({model.link}).")
+    return "\n\n".join(parts)
+
+
+def _headline(results: Sequence[RunResult], metric: str, best: RunMetrics | None) -> str:
+    finished = sum(result.finished for result in results)
+    text = f"{finished} of {len(results)} training runs finished."
+    if best:
+        text += f" Best {metric}: {_number(best.final[metric].value)} at {_cell(best.handle.site_name)}."
+    return text
+
+
+def _varied(metrics: Sequence[RunMetrics]) -> list[str]:
+    """The parameters in which the runs differ: the others only widen the table."""
+    names = sorted({name for run in metrics for name in run.parameters})
+    return [name for name in names if len({run.parameters.get(name) for run in metrics}) > 1]
+
+
+def _table(rows: list[list[str]]) -> str:
+    head, *body = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
+
+
+def _number(value: float) -> str:
+    return f"{value:.6g}"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|").replace("[", "\\[").replace("]", "\\]")

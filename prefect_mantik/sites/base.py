@@ -1,0 +1,160 @@
+"""The contract of a site: what every kind of site does, and what must hold.
+
+A site block (what is saved) opens a `Site` (what talks). All kinds submit by the same rules, see `submission`.
+"""
+
+from __future__ import annotations
+
+import builtins
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Sequence
+from datetime import datetime, timezone
+from enum import Enum
+from typing import ClassVar, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from prefect_mantik.errors import LoginRefused, NotSupported, RequestFailed
+from prefect_mantik.runs import IfEnded, Reason, RunHandle, RunKey, RunSpec, RunState, RunStatus, SiteKind
+from prefect_mantik.sites import submission
+from prefect_mantik.sites.store import Store
+
+OUR_PREFIX = "pm-"
+"""What every site key begins with."""
+
+
+class Capability(str, Enum):
+    """What a site may or may not be able to do."""
+
+    FRESH_STATE = "fresh state"
+    LOGS = "logs"
+    CANCEL = "cancel"
+    FILES = "files"
+
+
+class Ledger(Protocol):
+    """Remembers, outside the site, that we are about to submit: a crash may leave a job that is not visible yet."""
+
+    async def announced(self, key: RunKey) -> int | None:
+        """The attempt that an earlier try announced without recording a handle; None if there is none."""
+        ...
+
+    async def open(self, key: RunKey, attempt: int, site: Site) -> None:
+        """Announce an attempt. It must be written when this returns."""
+        ...
+
+    async def close(self, key: RunKey) -> None:
+        """Take the announcement back: a handle is recorded, or it is certain that no job exists."""
+        ...
+
+
+class Finding(BaseModel):
+    """One line of a check: what was tried, whether it works, and what to do if not."""
+
+    model_config = ConfigDict(frozen=True)
+
+    what: str
+    ok: bool
+    message: str = ""
+
+
+class Site(ABC):
+    """A place that runs runs.
+
+    Attributes:
+        reference: Of the saved block; None for a site made in code.
+        name: What to call it.
+        kind: Which kind of site it is.
+        capabilities: What it can do.
+        settle: Seconds of clean looks that prove the absence of a job after an ambiguous answer.
+        silence_warning: Seconds without a sign of life of a running run after which a wait warns; 0: never.
+        silence_limit: Seconds without a sign of life after which a wait stops and asks; 0: never.
+    """
+
+    kind: ClassVar[SiteKind]
+
+    reference: str | None
+    name: str
+    capabilities: frozenset[Capability]
+    settle: float
+    silence_warning: float = 0.0
+    silence_limit: float = 0.0
+
+    @property
+    @abstractmethod
+    def account(self) -> Hashable:
+        """What is polled in one call: handles of sites with the same account may go into one `poll`."""
+
+    async def submit(
+        self, spec: RunSpec, key: RunKey, *, ledger: Ledger, if_ended: IfEnded = "raise", shared: bool = False
+    ) -> RunHandle:
+        """Submit a run, or return the one that exists under the key: look, announce, POST, look again.
+
+        Args:
+            spec: What to run.
+            key: Names the run.
+            ledger: Where the submit is announced.
+            if_ended: What to do when the key's run ended without success.
+            shared: Accept a run whose description is another one.
+
+        Raises:
+            SubmitRefused: The site said no; no job exists.
+            SubmitUnknown: The site cannot tell; the next try under the same key resolves it.
+            KeyInUse: The key's run has another description.
+            RunEnded: The key's run ended without success and `if_ended` is "raise".
+            DuplicateJobs: Two live jobs are under the key.
+        """
+        return await submission.submit(self, spec, key, ledger=ledger, if_ended=if_ended, shared=shared)
+
+    @abstractmethod
+    async def post(self, spec: RunSpec, key: RunKey, attempt: int) -> None:
+        """Send one job. Raises `ServiceUnavailable` where it is not known whether the site took it.
+
+        Raises:
+            RequestFailed: The site refused; no job exists.
+        """
+
+    async def complete(self, spec: RunSpec, handle: RunHandle) -> RunHandle:
+        """Finish what an interrupted submit may have left undone, such as staging and starting; may be repeated."""
+        return handle
+
+    @abstractmethod
+    async def find(self, key: RunKey) -> builtins.list[RunHandle]:
+        """All jobs under a key, all attempts, from what the site knows: also from another host, after a crash."""
+
+    @abstractmethod
+    async def list(self, prefix: str = OUR_PREFIX) -> builtins.list[RunHandle]:
+        """All our jobs whose site keys begin with a prefix: those of a flow run, of an origin, or of the account."""
+
+    async def poll(self, handles: Sequence[RunHandle]) -> dict[RunHandle, RunStatus]:
+        """The status of each run. What could not be asked is UNKNOWN (PAUSED where the login was refused): no end."""
+        try:
+            return await self._ask(handles)
+        except RequestFailed as error:
+            status = RunStatus(
+                state=RunState.UNKNOWN,
+                reason=Reason.PAUSED if isinstance(error, LoginRefused) else None,
+                site_word=str(error),
+                observed_at=datetime.now(timezone.utc),
+            )
+            return dict.fromkeys(handles, status)
+
+    @abstractmethod
+    async def _ask(self, handles: Sequence[RunHandle]) -> dict[RunHandle, RunStatus]:
+        """Ask the site, in as few calls as it allows. A run that is missing from a list is not finished."""
+
+    @abstractmethod
+    async def cancel(self, handle: RunHandle) -> None:
+        """End a run. That it has ended already is success."""
+
+    @abstractmethod
+    async def read_log(self, handle: RunHandle, offset: int = 0) -> tuple[bytes, int]:
+        """What is new in a run's log from an offset in bytes on, and the next offset. No log yet: nothing new."""
+
+    def store(self) -> Store:
+        """The site's files."""
+        raise NotSupported(f"{self.name} shows no files: only sites reached directly by UNICORE or FirecREST do.")
+
+    @abstractmethod
+    async def check(self) -> builtins.list[Finding]:
+        """Log in and try what a run will need, without submitting one."""

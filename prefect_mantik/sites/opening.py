@@ -1,0 +1,72 @@
+"""From a handle back to its site and its tracking server, in this process or any other."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from prefect_mantik.credentials import MantikCredentials, MantikProject, aload_block
+from prefect_mantik.errors import NotSupported
+from prefect_mantik.log import run_logger
+from prefect_mantik.runs import RunHandle
+from prefect_mantik.sites.base import Site
+from prefect_mantik.sites.mantik import MantikSite
+from prefect_mantik.tracking import TrackingClient
+
+AnySite: TypeAlias = MantikSite
+"""Any site block: the union of the concrete ones, never a base class (Prefect would load the base class)."""
+
+SITE_BLOCKS: dict[str, type[AnySite]] = {block.get_block_type_slug(): block for block in (MantikSite,)}
+
+_made_in_code: dict[RunHandle, tuple[Site, TrackingClient]] = {}
+
+
+def remember(handle: RunHandle, site: Site, project: MantikProject) -> None:
+    """Keep, in this process, how to reach a run whose site or account is not saved as a block; say so once a run."""
+    if handle.site and handle.account:
+        return
+    if handle not in _made_in_code:
+        run_logger().warning(
+            "%s can be reached from this process only: its %s is not a saved block. After a crash nobody finds it. "
+            "Save the block to change that.",
+            handle.describe(),
+            "account" if handle.site else "site",
+        )
+    _made_in_code[handle] = site, project.credentials.tracking_client()
+
+
+async def open_site(reference: str) -> Site:
+    """Open a saved site by its reference, `<block type slug>/<document name>`.
+
+    Raises:
+        BlockInvalid: There is no such block, or it is damaged.
+        NotSupported: The reference is of a kind that this version does not know.
+    """
+    slug, _, name = reference.partition("/")
+    if slug not in SITE_BLOCKS:
+        raise NotSupported(f"{reference}: this version of prefect-mantik knows the sites {', '.join(SITE_BLOCKS)}.")
+    return (await aload_block(SITE_BLOCKS[slug], name)).open()
+
+
+async def site_of(handle: RunHandle) -> Site:
+    """The site of a run, opened with the credentials that are saved now."""
+    if handle in _made_in_code:
+        return _made_in_code[handle][0]
+    if handle.site is None:
+        raise _unreachable(handle, "site")
+    return await open_site(handle.site)
+
+
+async def tracking_of(handle: RunHandle) -> TrackingClient:
+    """The tracking server of a run, as the account that submitted it."""
+    if handle in _made_in_code:
+        return _made_in_code[handle][1]
+    if handle.account is None:
+        raise _unreachable(handle, "account")
+    return (await aload_block(MantikCredentials, handle.account)).tracking_client()
+
+
+def _unreachable(handle: RunHandle, what: str) -> NotSupported:
+    return NotSupported(
+        f"{handle.describe()} was submitted by another process with a {what} that is not a saved block: it cannot be "
+        f"reached from here. Save the {what}'s block, and submit with that."
+    )

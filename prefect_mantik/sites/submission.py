@@ -1,0 +1,216 @@
+"""How a run is submitted, the same at every kind of site: at most one live job under a key, never silently none.
+
+1. Look. A job under the key is the answer.
+2. Announce the submit in the ledger. A later try that finds an announcement and no job knows: one may be on its way.
+3. POST.
+4. An answer that leaves open whether the site took the job is followed by looks. The POST is made again only when the
+   absence of a job is proved by `settle` seconds of clean looks.
+5. Look again, to find the job under its own id and to see whether somebody else submitted the same key. Complete it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from prefect_mantik.errors import (
+    DuplicateJobs,
+    KeyInUse,
+    LoginRefused,
+    RequestFailed,
+    RunEnded,
+    ServiceUnavailable,
+    SubmitRefused,
+    SubmitUnknown,
+)
+from prefect_mantik.log import run_logger
+from prefect_mantik.runs import MAX_ATTEMPT, IfEnded, Reason, RunHandle, RunKey, RunSpec, RunState, RunStatus
+
+if TYPE_CHECKING:
+    from prefect_mantik.sites.base import Ledger, Site
+
+MAX_POSTS = 3
+"""POSTs of one submit, each after proof that the one before left no job."""
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
+_PATIENCE = 5
+"""Looks that keep failing are given up after this many times `settle`."""
+
+
+async def submit(
+    site: Site, spec: RunSpec, key: RunKey, *, ledger: Ledger, if_ended: IfEnded, shared: bool
+) -> RunHandle:
+    """Submit a run at a site by the rules above. See `Site.submit`."""
+    found = await site.find(key)
+    announced = await ledger.announced(key)
+    if announced and all(handle.attempt < announced for handle in found):
+        run_logger().warning(
+            "An earlier try to submit '%s' to %s left no record. Looking for its job for %.0f s before submitting.",
+            key.name,
+            site.name,
+            site.settle,
+        )
+        found = [*await _look_until_settled(site, key, announced), *found]
+    attempt = 1
+    if found:
+        existing, attempt = await _decide(site, spec, key, found, if_ended, shared)
+        if existing:
+            completed = await site.complete(spec, existing)
+            await ledger.close(key)
+            return completed
+    await ledger.open(key, attempt, site)
+    handle = await site.complete(spec, await _post_and_find(site, spec, key, attempt, ledger))
+    await ledger.close(key)
+    run_logger().info("Submitted %s%s", handle.describe(), _see(handle))
+    return handle
+
+
+async def _decide(
+    site: Site, spec: RunSpec, key: RunKey, found: Sequence[RunHandle], if_ended: IfEnded, shared: bool
+) -> tuple[RunHandle | None, int]:
+    """The run to take as it is, or the number of the attempt to make."""
+    statuses, live = await _live(site, key, found)
+    done = [handle for handle in found if statuses[handle].state is RunState.FINISHED]
+    latest = max(found, key=lambda handle: handle.attempt)
+    if live or done:
+        taken = (live or done)[0]
+        _same_description(site, spec, key, taken, shared)
+        _say_found(taken, statuses[taken])
+        return taken, taken.attempt
+    ended = statuses[latest]
+    if if_ended == "raise" or ended.reason is Reason.CANCELLED_BY_US:
+        raise RunEnded(_ended(latest, ended, if_ended))
+    if latest.attempt >= MAX_ATTEMPT:
+        raise SubmitRefused(f"{latest.describe()} has no attempts left. Use another key.")
+    run_logger().info("%s is %s: making attempt %d.", latest.describe(), ended.describe(), latest.attempt + 1)
+    return None, latest.attempt + 1
+
+
+async def _post_and_find(site: Site, spec: RunSpec, key: RunKey, attempt: int, ledger: Ledger) -> RunHandle:
+    for number in range(1, MAX_POSTS + 1):
+        found: list[RunHandle] = []
+        try:
+            await site.post(spec, key, attempt)
+        except ServiceUnavailable as error:
+            if not error.sent:
+                await ledger.close(key)
+                raise SubmitRefused(f"Nothing was submitted for key '{key.name}' at {site.name}. {error}") from error
+            run_logger().warning("%s Looking whether '%s' was submitted all the same.", error, key.name)
+            found = await _look_until_settled(site, key, attempt)
+            if not found:
+                run_logger().warning(
+                    "%s shows no job under key '%s' after %.0f s (POST %d of %d).",
+                    site.name,
+                    key.name,
+                    site.settle,
+                    number,
+                    MAX_POSTS,
+                )
+                continue
+        except RequestFailed as error:
+            await ledger.close(key)
+            raise SubmitRefused(f"{site.name} refused the run under key '{key.name}'. {error}") from error
+        found = found or await _look_until_settled(site, key, attempt)
+        if not found:
+            raise SubmitUnknown(
+                f"{site.name} accepted the run under key '{key.name}', but does not show it after {site.settle:.0f} s. "
+                "It may be live. Submit again under the same key: that looks for it first."
+            )
+        return await _only_one(site, key, found)
+    raise SubmitUnknown(
+        f"{site.name} gave no usable answer to {MAX_POSTS} submits under key '{key.name}', and shows no job. "
+        "Submit again under the same key when it answers: that looks first."
+    )
+
+
+async def _look_until_settled(site: Site, key: RunKey, attempt: int) -> list[RunHandle]:
+    """Look until jobs of an attempt (or a later one) show, or until clean looks for `settle` seconds prove absence.
+
+    Raises:
+        SubmitUnknown: The site cannot be asked.
+    """
+    began = time.monotonic()
+    clean_since: float | None = None
+    pause = _FIRST_PAUSE
+    while True:
+        try:
+            found = [handle for handle in await site.find(key) if handle.attempt >= attempt]
+        except RequestFailed as error:
+            clean_since = None
+            if isinstance(error, LoginRefused) or time.monotonic() - began > _PATIENCE * site.settle:
+                raise SubmitUnknown(
+                    f"Whether {site.name} has a job under key '{key.name}' is not known: it cannot be asked. {error} "
+                    "Submit again under the same key when it answers: that looks first."
+                ) from error
+        else:
+            if found:
+                return found
+            clean_since = clean_since or time.monotonic()
+            if time.monotonic() - clean_since >= site.settle:
+                return []
+        await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311  # jitter
+        pause = min(pause * 1.5, _LONGEST_PAUSE)
+
+
+async def _only_one(site: Site, key: RunKey, found: Sequence[RunHandle]) -> RunHandle:
+    """The job that we made, unless somebody else made one under the same key at the same time."""
+    if len(found) == 1:
+        return found[0]
+    _, live = await _live(site, key, found)
+    return (live or list(found))[0]
+
+
+async def _live(
+    site: Site, key: RunKey, found: Sequence[RunHandle]
+) -> tuple[dict[RunHandle, RunStatus], list[RunHandle]]:
+    """The statuses of all jobs under a key, and those that have not ended: at most one."""
+    statuses = await site.poll(found)
+    live = [handle for handle in found if not statuses[handle].state.is_end]
+    if len(live) > 1:
+        unknown = next((status for status in statuses.values() if status.state is RunState.UNKNOWN), None)
+        if unknown:
+            raise SubmitUnknown(
+                f"{site.name} has {len(found)} jobs under key '{key.name}' and cannot be asked which of them is live. "
+                f"{unknown.site_word} Submit again under the same key when it answers."
+            )
+        raise _duplicates(site, key, live)
+    return statuses, live
+
+
+def _same_description(site: Site, spec: RunSpec, key: RunKey, handle: RunHandle, shared: bool) -> None:
+    if shared or not handle.spec_digest or spec.digest.startswith(handle.spec_digest):
+        return
+    raise KeyInUse(
+        f"Key '{key.name}' belongs to another run at {site.name}: its description has the digest {handle.spec_digest}, "
+        f"yours {spec.digest[: len(handle.spec_digest)]}{_see(handle)}. Use another key, or pass shared=True to take "
+        "the run that exists."
+    )
+
+
+def _duplicates(site: Site, key: RunKey, live: Sequence[RunHandle]) -> DuplicateJobs:
+    listed = "; ".join(f"attempt {handle.attempt}, {handle.remote_id}{_see(handle)}" for handle in live)
+    return DuplicateJobs(
+        f"{site.name} shows {len(live)} live jobs under key '{key.name}': {listed}. Nothing was cancelled: "
+        "cancel all but one, then submit again under the same key."
+    )
+
+
+def _ended(handle: RunHandle, status: RunStatus, if_ended: IfEnded) -> str:
+    what_to_do = (
+        "It was cancelled by us, so it is not submitted again: use another key."
+        if if_ended == "resubmit"
+        else 'Pass if_ended="resubmit" to try again under the same key.'
+    )
+    return f"{handle.describe()} is {status.describe()}{_see(handle)}. {what_to_do}"
+
+
+def _say_found(handle: RunHandle, status: RunStatus) -> None:
+    run_logger().info("Found %s, %s: not submitted again%s", handle.describe(), status.describe(), _see(handle))
+
+
+def _see(handle: RunHandle) -> str:
+    link = next(iter(handle.links.values()), "")
+    return f", see {link}" if link else ""

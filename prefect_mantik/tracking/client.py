@@ -1,0 +1,178 @@
+"""The tracking server's operations that we need, over REST.
+
+MLflow's own client takes its credentials from the environment, from `~/.mlflow/credentials` and from netrc, all of
+which win over a token, and shares one store between accounts at the same URI. This client sends the bearer token of
+its account and nothing else. Only endpoints that MLflow 2.2 has are used: the platform's version is not known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, SecretStr
+
+from prefect_mantik.api import JsonApi, TokenSource
+from prefect_mantik.errors import ServiceUnavailable
+from prefect_mantik.loop import per_process
+from prefect_mantik.platform import platform_client
+from prefect_mantik.runs import MetricValue
+
+_MLFLOW = "/api/2.0/mlflow"
+_PAGE = 1000
+_IDS_PER_CALL = 200
+
+
+class TrackedRun(BaseModel):
+    """An MLflow run as `runs/search` shows it, final metrics included."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run_id: str
+    experiment_id: str
+    name: str = ""
+    status: str = ""
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+    artifact_uri: str = ""
+    deleted: bool = False
+    metrics: Mapping[str, MetricValue]
+    parameters: Mapping[str, str]
+    tags: Mapping[str, str]
+
+
+class TrackingClient:
+    """One account at one tracking server. Use `tracking_client`, which shares one for each account.
+
+    Args:
+        uri: Tracking URI, with its path prefix.
+        username: For messages and the connection pool.
+        tokens: Where bearer tokens come from.
+    """
+
+    def __init__(self, uri: str, username: str, tokens: TokenSource) -> None:
+        self.uri = uri.rstrip("/")
+        self._api = JsonApi("the tracking server", self.uri, username, tokens)
+
+    def run_link(self, experiment_id: str, run_id: str) -> str:
+        """Where a person looks at a run."""
+        return f"{self.uri}/#/experiments/{experiment_id}/runs/{run_id}"
+
+    def model_link(self, name: str, version: str) -> str:
+        """Where a person looks at a version of a registered model."""
+        return f"{self.uri}/#/models/{name}/versions/{version}"
+
+    async def experiment_ids(self) -> list[str]:
+        """The ids of all experiments that the account sees."""
+        body = {"max_results": _PAGE, "view_type": "ACTIVE_ONLY"}
+        return [str(found["experiment_id"]) for found in await self._pages("experiments/search", body, "experiments")]
+
+    async def runs_named_like(self, part: str, experiment_ids: Sequence[str]) -> list[TrackedRun]:
+        """Runs whose name contains a text of [a-z0-9-], newest first, deleted ones too.
+
+        A run that somebody deleted in the UI may still have a live job, so it is not left out.
+        """
+        if not experiment_ids:
+            return []
+        return await self._search(f"attributes.run_name LIKE '%{part}%'", experiment_ids)
+
+    async def runs_by_id(self, run_ids: Sequence[str], experiment_ids: Sequence[str]) -> dict[str, TrackedRun]:
+        """Runs by their ids, in as few calls as possible: one for each 200."""
+        found: dict[str, TrackedRun] = {}
+        unique = sorted(set(run_ids))
+        for start in range(0, len(unique), _IDS_PER_CALL):
+            listed = ", ".join(f"'{run_id}'" for run_id in unique[start : start + _IDS_PER_CALL])
+            runs = await self._search(f"attributes.run_id IN ({listed})", sorted(set(experiment_ids)))
+            found.update({run.run_id: run for run in runs})
+        return found
+
+    async def set_tag(self, run_id: str, key: str, value: str) -> None:
+        """Set a tag of a run."""
+        await self.call("POST", "runs/set-tag", {"run_id": run_id, "key": key, "value": value})
+
+    async def artifacts(self, run_id: str, path: str = "") -> list[dict[str, Any]]:
+        """List the artifacts of a run below a path: `path`, `is_dir`, `file_size` of each."""
+        params = {"run_id": run_id, **({"path": path} if path else {})}
+        return list((await self.call("GET", "artifacts/list", params=params)).get("files", []))
+
+    async def call(
+        self, method: str, path: str, json: Any = None, *, params: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        """Call one of MLflow's REST endpoints.
+
+        Raises:
+            NotFound: MLflow says so, in the status or by its code RESOURCE_DOES_NOT_EXIST.
+            RequestFailed: It refused the request.
+            ServiceUnavailable: No usable answer.
+        """
+        answer = await self._api.call(method, f"{_MLFLOW}/{path}", json=json, params=params)
+        if not isinstance(answer, dict):
+            raise ServiceUnavailable(
+                f"{method} {_MLFLOW}/{path}: {self.uri} does not answer as MLflow does. Is this the tracking URI?",
+                method=method,
+                path=f"{_MLFLOW}/{path}",
+            )
+        return answer
+
+    async def _search(self, condition: str, experiment_ids: Sequence[str]) -> list[TrackedRun]:
+        body = {
+            "experiment_ids": list(experiment_ids),
+            "filter": condition,
+            "run_view_type": "ALL",
+            "order_by": ["attributes.start_time DESC"],
+            "max_results": _PAGE,
+        }
+        return [_tracked(run) for run in await self._pages("runs/search", body, "runs")]
+
+    async def _pages(self, path: str, body: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
+        page_token = None
+        while True:
+            answer = await self.call("POST", path, {**body, **({"page_token": page_token} if page_token else {})})
+            rows.extend(answer.get(name, []))
+            page_token = answer.get("next_page_token")
+            if not page_token:
+                return rows
+
+
+def _tracked(run: Mapping[str, Any]) -> TrackedRun:
+    info, data = run["info"], run.get("data", {})
+    return TrackedRun(
+        run_id=info["run_id"],
+        experiment_id=str(info["experiment_id"]),
+        name=info.get("run_name") or _pairs(data.get("tags", [])).get("mlflow.runName", ""),
+        status=str(info.get("status", "")),
+        start_time=moment(info.get("start_time")),
+        end_time=moment(info.get("end_time")),
+        artifact_uri=info.get("artifact_uri", ""),
+        deleted=info.get("lifecycle_stage") == "deleted",
+        # At the highest step: the last value, which is not always the best one.
+        metrics={item["key"]: _metric(item) for item in data.get("metrics", [])},
+        parameters=_pairs(data.get("params", [])),
+        tags=_pairs(data.get("tags", [])),
+    )
+
+
+def _metric(item: Mapping[str, Any]) -> MetricValue:
+    time = moment(item.get("timestamp")) or datetime.fromtimestamp(0, timezone.utc)
+    # MLflow writes NaN and infinities as texts, which float() reads.
+    return MetricValue(value=float(item["value"]), step=int(item.get("step", 0)), time=time)
+
+
+def _pairs(items: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    return {item["key"]: item.get("value", "") for item in items}
+
+
+def moment(milliseconds: str | int | None) -> datetime | None:
+    """MLflow's times are milliseconds since 1970; 0 and absence mean none."""
+    number = int(milliseconds or 0)
+    return datetime.fromtimestamp(number / 1000, timezone.utc) if number else None
+
+
+@per_process
+def tracking_client(
+    uri: str, api_url: str, username: str, password: SecretStr, overrides: tuple[tuple[str, str], ...] = ()
+) -> TrackingClient:
+    """The tracking client of one platform account, shared by all who use that account in this process."""
+    return TrackingClient(uri, username, platform_client(api_url, username, password, overrides).tokens)

@@ -1,0 +1,176 @@
+"""Poll runs until they end: one call for all runs of an account, less often the longer it takes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from prefect_mantik.errors import SiteSilent, WaitTimeout
+from prefect_mantik.log import run_logger
+from prefect_mantik.runs import Reason, RunHandle, RunState, RunStatus
+from prefect_mantik.sites.base import Site
+
+SHORTEST, LONGEST = 1.0, 60.0
+"""Seconds between two polls of an account, from one tenth of the time waited so far."""
+
+Reopen = Callable[[RunHandle], Awaitable[Site]]
+"""Opens the site of a run anew, with the credentials that are saved now."""
+
+
+@dataclass
+class _Watched:
+    """What was seen of one run."""
+
+    handle: RunHandle
+    site: Site
+    status: RunStatus | None = None
+    asked_since: float | None = None
+    """When it could first not be asked, while it still cannot."""
+    changed: float = field(default_factory=time.monotonic)
+    life_at: datetime | None = None
+    warned: bool = False
+
+    @property
+    def ended(self) -> bool:
+        return self.status is not None and self.status.state.is_end
+
+
+async def wait_until_ended(
+    sites: Mapping[RunHandle, Site], *, reopen: Reopen, timeout: float | None = None
+) -> dict[RunHandle, RunStatus]:
+    """Wait until every run ended, and return their last statuses. Changes of state are logged, and nothing else.
+
+    Args:
+        sites: The site of each run.
+        reopen: What gives a site anew after its login was refused.
+        timeout: Seconds after which to stop waiting; the jobs are left alone. None: no limit.
+
+    Raises:
+        WaitTimeout: The time passed first.
+        SiteSilent: A run gave no sign of life for as long as its site allows.
+    """
+    watched = [_Watched(handle, site) for handle, site in sites.items()]
+    accounts: dict[Hashable, list[_Watched]] = {}
+    for run in watched:
+        accounts.setdefault((run.site.kind, run.site.account), []).append(run)
+    waits = [asyncio.ensure_future(_wait_for_account(runs, reopen)) for runs in accounts.values()]
+    try:
+        await asyncio.wait_for(asyncio.gather(*waits), timeout)
+    except (asyncio.TimeoutError, TimeoutError):
+        left = [run.handle for run in watched if not run.ended]
+        listed = ", ".join(handle.describe() for handle in left)
+        raise WaitTimeout(
+            f"{len(left)} of {len(watched)} training runs had not ended after {timeout:.0f} s: {listed}. "
+            "They were left alone: wait again with the same handles, or cancel them.",
+            left,
+        ) from None
+    finally:
+        for wait in waits:
+            wait.cancel()
+    return {run.handle: run.status for run in watched if run.status}
+
+
+async def _wait_for_account(runs: Sequence[_Watched], reopen: Reopen) -> None:
+    began = time.monotonic()
+    while True:
+        open_runs = [run for run in runs if not run.ended]
+        if not open_runs:
+            return
+        statuses = await open_runs[0].site.poll([run.handle for run in open_runs])
+        for run in open_runs:
+            _take(run, statuses[run.handle])
+        if all(run.ended for run in runs):
+            return
+        _heed_silence(open_runs)
+        if any(status.reason is Reason.PAUSED for status in statuses.values()):
+            # A refused login is not tried again; a changed block is another account, and asks anew.
+            open_runs[0].site = await reopen(open_runs[0].handle)
+        pause = min(max((time.monotonic() - began) / 10, SHORTEST), LONGEST)
+        await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311  # jitter
+
+
+def _take(run: _Watched, status: RunStatus) -> None:
+    """Take a status over, and say so if it is another one."""
+    if status.state is RunState.UNKNOWN:
+        _say_unknown(run, status)
+        return
+    if run.asked_since is not None:
+        silent = time.monotonic() - run.asked_since
+        run_logger().info("%s: can be asked again after %.0f s.", run.handle.describe(), silent)
+        run.asked_since = None
+    before, run.status = run.status, _with_observed_start(run.status, status)
+    if before is None or before.state is not status.state:
+        run.changed, run.warned = time.monotonic(), False
+        run_logger().log(_level(status), "%s: %s", run.handle.describe(), _change(run.status))
+    if status.life_at != run.life_at:
+        run.life_at, run.changed, run.warned = status.life_at, time.monotonic(), False
+
+
+def _say_unknown(run: _Watched, status: RunStatus) -> None:
+    if run.asked_since is None:
+        run.asked_since = time.monotonic()
+        what_next = (
+            "Waiting goes on, and asks again when the credentials change."
+            if status.reason is Reason.PAUSED
+            else "The job is not touched; asking again until it answers."
+        )
+        run_logger().warning("%s: state unknown. %s %s", run.handle.describe(), status.site_word, what_next)
+
+
+def _with_observed_start(before: RunStatus | None, status: RunStatus) -> RunStatus:
+    """Fill in when the job began, from when we first saw it run, where the site does not tell."""
+    if status.started_at is not None:
+        return status
+    if before is not None and before.started_at is not None:
+        return status.model_copy(update={"started_at": before.started_at})
+    if before is not None and before.state is RunState.SCHEDULED and status.state is RunState.RUNNING:
+        return status.model_copy(update={"started_at": status.observed_at})
+    return status
+
+
+def _change(status: RunStatus) -> str:
+    waited = _seconds(status.queued_at, status.started_at)
+    if status.state is RunState.RUNNING:
+        return f"{status.describe()}{f', waited {waited} in the queue' if waited else ''}"
+    ran = _seconds(status.started_at or status.queued_at, status.ended_at)
+    if status.state.is_end and ran:
+        return f"{status.describe()} after {ran}{'' if status.started_at else ', queue included'}"
+    return status.describe()
+
+
+def _seconds(start: datetime | None, end: datetime | None) -> str:
+    if start is None or end is None:
+        return ""
+    minutes, seconds = divmod(max(0, round((end - start).total_seconds())), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+
+
+def _level(status: RunStatus) -> int:
+    return logging.ERROR if status.state.is_end and status.state is not RunState.FINISHED else logging.INFO
+
+
+def _heed_silence(runs: Sequence[_Watched]) -> None:
+    now = time.monotonic()
+    for run in runs:
+        if run.status is None or run.status.state is not RunState.RUNNING:
+            continue
+        silent = now - run.changed
+        if run.site.silence_limit and silent > run.site.silence_limit:
+            raise SiteSilent(_silence(run, silent, "The wait stops here, the job was left alone"), [run.handle])
+        if run.site.silence_warning and silent > run.site.silence_warning and not run.warned:
+            run.warned = True
+            run_logger().warning(_silence(run, silent, "Waiting goes on"))
+
+
+def _silence(run: _Watched, silent: float, what_next: str) -> str:
+    link = next(iter(run.handle.links.values()), "")
+    return (
+        f"{run.handle.describe()}: no sign of life for {silent:.0f} s. {run.site.name} tells no more than what the run "
+        f"itself logs: it may be computing, or dead. Look at the site{f' or at {link}' if link else ''}. {what_next}."
+    )

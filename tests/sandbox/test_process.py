@@ -1,0 +1,143 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from conftest import Box
+
+from prefect_mantik.sandbox.env_file import read_env_file, write_env_file
+
+
+def processes_with(text):
+    """Ids of the processes that name a text in their command line or environment."""
+    found = []
+    for directory in Path("/proc").iterdir():
+        if directory.name.isdigit() and int(directory.name) != os.getpid():
+            try:
+                seen = (directory / "cmdline").read_bytes() + (directory / "environ").read_bytes()
+            except OSError:
+                continue
+            if text.encode() in seen:
+                found.append(int(directory.name))
+    return found
+
+
+def state_directory(process):
+    return re.search(r"state: +(\S+)", process.output())[1]
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks into /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_nothing_is_left_behind(start_light, number):
+    process = start_light()
+    box = Box(process)
+    config = box.config(Environment={"PreRunCommandOnComputeNode": ["(trap '' TERM; sleep 63) &", "echo begun"]})
+    runs = [box.submit("sleep", backendConfig=config), box.submit("sleep", site="cedar")]
+    for run in runs:
+        box.running(run)
+    state = state_directory(process)
+    assert len(processes_with(state)) > 4
+    begun = time.monotonic()
+    os.kill(process.pid, number)
+    while processes_with(state) or Path(state).exists():
+        assert time.monotonic() - begun < 5, processes_with(state)
+        time.sleep(0.05)
+    code = process.stop()
+    assert code == (-signal.SIGKILL if number == signal.SIGKILL else 0)
+    assert "Traceback" not in Path(state).name
+
+
+def test_stop_is_clean(start_light, tmp_path, capfd):
+    state = tmp_path / "state"
+    rules = tmp_path / "faults.json"
+    rules.write_text(json.dumps([{"action": "status", "route": "/projects/*/data", "status": 418}]))
+    process = start_light(version="2.2.2", state_dir=state, faults=rules, run_name="unchanged", all_endpoints=True)
+    box = Box(process)
+    assert box.http.get(box.runs_path.replace("runs", "data")).status_code == 418
+    assert box.control.call("GET", "/switches")["run_name"] == "unchanged"
+    assert state.stat().st_mode & 0o777 == 0o700
+    box.ended(box.submit())
+    printed = process.output()
+    for secret in (box.env["MANTIK_PASSWORD"], box.env["MANTIK_SANDBOX_CONTROL_TOKEN"]):
+        assert secret not in printed
+    assert "Traceback" not in printed
+    assert process.env_file.stat().st_mode & 0o777 == 0o600
+    assert process.stop() == 0
+    assert state.exists()
+
+
+def test_listens_on_loopback_only(box):
+    port = int(box.process.url.rpartition(":")[2])
+    listening = {line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines() if line.split()[3] == "0A"}
+    assert [address for address in listening if address.endswith(f":{port:04X}")] == [f"0100007F:{port:04X}"]
+
+
+def test_env_file_can_be_sourced(box, tmp_path):
+    path = tmp_path / "with space" / ".env"
+    path.parent.mkdir()
+    path.write_text("old")
+    path.chmod(0o644)
+    values = {**box.env, "TRICKY": "it's $HOME `x` \"y\" \\ z"}
+    write_env_file(path, values)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert list(path.parent.iterdir()) == [path]
+    assert read_env_file(path) == values
+    script = f'set -eu; source "{path}"; {sys.executable} -c "import json, os; print(json.dumps(dict(os.environ)))"'
+    seen = json.loads(subprocess.check_output(["bash", "-c", script], env={"PATH": "/usr/bin:/bin"}))
+    assert {name: seen[name] for name in values} == values
+
+
+def test_env_file_names_everything(box):
+    names = {
+        "MANTIK_USERNAME",
+        "MANTIK_PASSWORD",
+        "MANTIK_API_URL",
+        "MLFLOW_TRACKING_URI",
+        "MANTIK_COMPUTE_BUDGET_ACCOUNT",
+        "MANTIK_PROJECT_ID",
+        "MANTIK_EXPERIMENT_REPOSITORY_ID",
+        "MANTIK_CODE_REPOSITORY_ID",
+        "MANTIK_DATA_REPOSITORY_ID",
+        "MANTIK_SANDBOX_CEDAR_TOKEN_URL",
+        "MANTIK_SANDBOX_CONTROL_URL",
+        "MANTIK_SANDBOX_CONTROL_TOKEN",
+    }
+    for site in ("ALDER", "BIRCH", "CEDAR"):
+        names |= {f"MANTIK_CONNECTION_ID_{site}", f"MANTIK_SANDBOX_{site}_URL"}
+    assert box.env.keys() == names
+
+
+def test_failed_start_says_why(start_light):
+    with pytest.raises(TypeError, match="no such switch: colour"):
+        start_light(colour="red")
+    with pytest.raises(RuntimeError, match="exit code"):
+        start_light(port=1 if os.getuid() else 70000)
+
+
+def test_sandbox_imports_nothing_else_of_the_package():
+    code = """
+import sys, prefect_mantik.sandbox.__main__, prefect_mantik.sandbox.process
+ours = [m for m in sys.modules if m.startswith("prefect_mantik.") and not m.startswith("prefect_mantik.sandbox")]
+print(ours, [m for m in sys.modules if m == "prefect" or m == "mlflow" or m == "fastapi"])
+"""
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[] []"
+
+
+def test_plugin_is_cheap():
+    code = "import pytest, sys; import prefect_mantik.sandbox.pytest_plugin; print('httpx' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
+
+
+def test_answers_are_fast_enough(box):
+    # Nothing is measured here but that no call of the platform waits for a poll or a sleep of ours.
+    begun = time.monotonic()
+    with httpx.Client(base_url=box.process.url, headers=box.http.headers, trust_env=False) as client:
+        for _ in range(50):
+            client.get(box.runs_path.replace("runs", "data"))
+    assert time.monotonic() - begun < 2
