@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
@@ -71,6 +71,7 @@ class JsonApi:
         repeatable: bool = True,
         timeout: float = TOTAL_TIMEOUT,
         read_timeout: float = READ_TIMEOUT,
+        hide: Sequence[str] = (),
     ) -> Any:
         """Call the API and return the JSON that it answers (None for an empty body).
 
@@ -84,6 +85,7 @@ class JsonApi:
                 Where False, it is made again only after a 429 or when no connection came about.
             timeout: Seconds for the call with all its repeats.
             read_timeout: Seconds without a byte after which an answer is given up.
+            hide: Secrets that the request holds: a server may repeat them, an error must not.
 
         Raises:
             LoginRefused: 401, also with a fresh token.
@@ -100,6 +102,7 @@ class JsonApi:
             repeatable=repeatable,
             timeout=timeout,
             read_timeout=read_timeout,
+            hide=hide,
         )
         if not response.content:
             return None
@@ -121,6 +124,7 @@ class JsonApi:
         repeatable: bool = True,
         timeout: float = TOTAL_TIMEOUT,
         read_timeout: float = READ_TIMEOUT,
+        hide: Sequence[str] = (),
     ) -> httpx.Response:
         """As `call`, but return the whole response."""
         filled = path.format(**{name: quote(str(value), safe="") for name, value in (values or {}).items()})
@@ -142,12 +146,14 @@ class JsonApi:
         try:
             async for attempt in repeats:
                 with attempt:
-                    return await self._once(request, path, repeatable, deadline)
+                    return await self._once(request, path, repeatable, deadline, hide)
         except _Repeat as last:
             raise last.error from last.__cause__
         raise AssertionError("tenacity ends by a result or an error")
 
-    async def _once(self, request: httpx.Request, path: str, repeatable: bool, deadline: float) -> httpx.Response:
+    async def _once(
+        self, request: httpx.Request, path: str, repeatable: bool, deadline: float, hide: Sequence[str]
+    ) -> httpx.Response:
         response = await self._send(request, path, repeatable, deadline)
         if response.status_code == 401 and self._tokens is not None:
             # The token expired early, by the server's clock: a fresh one gets one chance.
@@ -155,7 +161,7 @@ class JsonApi:
             response = await self._send(request, path, repeatable, deadline)
         if response.is_success:
             return response
-        raise self._judged(response, request.method, path, repeatable)
+        raise self._judged(response, request.method, path, repeatable, hide)
 
     async def _send(self, request: httpx.Request, path: str, repeatable: bool, deadline: float) -> httpx.Response:
         if self._tokens is not None:
@@ -165,7 +171,7 @@ class JsonApi:
                 return await http_client(self._account).send(request)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             failure = ServiceUnavailable(
-                f"{self._where(request.method, path)}: no connection to {self.base_url} ({_cause(error)}). "
+                f"{request.method} {path}: no connection to {self.base_url} ({_cause(error)}). "
                 "Nothing was sent. Check the URL and the network.",
                 method=request.method,
                 path=path,
@@ -174,7 +180,7 @@ class JsonApi:
             raise _Repeat(failure) from error
         except (httpx.TransportError, TimeoutError) as error:
             failure = ServiceUnavailable(
-                f"{self._where(request.method, path)}: no answer from {self.base_url} ({_cause(error)}).",
+                f"{request.method} {path}: no answer from {self.base_url} ({_cause(error)}).",
                 method=request.method,
                 path=path,
             )
@@ -182,35 +188,36 @@ class JsonApi:
                 raise _Repeat(failure) from error
             raise failure from error
 
-    def _judged(self, response: httpx.Response, method: str, path: str, repeatable: bool) -> Exception:
+    def _judged(
+        self, response: httpx.Response, method: str, path: str, repeatable: bool, hide: Sequence[str]
+    ) -> Exception:
         status = response.status_code
         if status == 429:
-            return _Repeat(
-                self._error(ServiceUnavailable, method, path, response, "asks to slow down", sent=False),
-                retry_after(response),
-            )
+            error = self._error(ServiceUnavailable, method, path, response, "asks to slow down", hide, sent=False)
+            return _Repeat(error, retry_after(response))
         if status >= 500 or status in (408, 425) or response.is_redirect:
-            error = self._error(ServiceUnavailable, method, path, response, "could not answer")
+            error = self._error(ServiceUnavailable, method, path, response, "could not answer", hide)
             return _Repeat(error, retry_after(response)) if repeatable and not response.is_redirect else error
         if status == 401:
-            return self._error(LoginRefused, method, path, response, f"refused the login of {self.username!r}")
+            return self._error(LoginRefused, method, path, response, f"refused the login of {self.username!r}", hide)
         if status == 404:
-            return self._error(NotFound, method, path, response, "knows no such thing")
-        return self._error(RequestFailed, method, path, response, "refused the request")
+            return self._error(NotFound, method, path, response, "knows no such thing", hide)
+        return self._error(RequestFailed, method, path, response, "refused the request", hide)
 
     def _error(
-        self, kind: type[RequestFailed], method: str, path: str, response: httpx.Response, what: str, **more: Any
+        self,
+        kind: type[RequestFailed],
+        method: str,
+        path: str,
+        response: httpx.Response,
+        what: str,
+        hide: Sequence[str] = (),
+        **more: Any,
     ) -> RequestFailed:
-        detail = self._without_token(explanation(response), response)
-        message = f"{self._where(method, path)}: {self.name} {what} (HTTP {response.status_code}: {detail})."
-        return kind(message, method=method, path=path, status=response.status_code, detail=detail, **more)
-
-    def _where(self, method: str, path: str) -> str:
-        return f"{method} {path}"
-
-    def _without_token(self, text: str, response: httpx.Response) -> str:
         token = response.request.headers.get("Authorization", "").removeprefix("Bearer ")
-        return text.replace(token, "***") if token else text
+        detail = _shortened(_hidden(explanation(response), [token, *hide]))
+        message = f"{method} {path}: {self.name} {what} (HTTP {response.status_code}: {detail})."
+        return kind(message, method=method, path=path, status=response.status_code, detail=detail, **more)
 
     def _say_pause(self, state: RetryCallState) -> None:
         seconds = state.upcoming_sleep
@@ -255,20 +262,21 @@ def server_time(response: httpx.Response) -> datetime:
 
 
 def explanation(response: httpx.Response) -> str:
-    """What a server said of an error, in one short line, from the forms that servers in this field use.
+    """What a server said of an error, from the forms that servers in this field use.
 
     FastAPI: `detail`, a text or a list of findings (never with the input that it repeats). MLflow, FirecREST and the
     compute backend: `message`. UNICORE: `errorMessage`. A gateway: an HTML page, of which the title is shown.
     """
+    nothing = response.reason_phrase or "no explanation"
     try:
         body = response.json()
     except ValueError:
-        return _shortened(_page_title(response.text)) or response.reason_phrase or "no explanation"
+        return _page_title(response.text).strip() or nothing
     if isinstance(body, dict):
         body = next((body[name] for name in ("detail", "message", "errorMessage", "error") if body.get(name)), "")
     if isinstance(body, list):
         body = "; ".join(_finding(item) for item in body)
-    return _shortened(str(body)) or response.reason_phrase or "no explanation"
+    return str(body).strip() or nothing
 
 
 def _finding(item: Any) -> str:
@@ -283,6 +291,13 @@ def _page_title(text: str) -> str:
         return text
     title = re.search(r"<title[^>]*>(.*?)</title>", text, re.IGNORECASE | re.DOTALL)
     return f"an HTML page, {title.group(1).strip()!r}" if title else "an HTML page"
+
+
+def _hidden(text: str, secrets: Sequence[str]) -> str:
+    for secret in secrets:
+        if secret:
+            text = re.sub(re.escape(secret), "***", text, flags=re.IGNORECASE)
+    return text
 
 
 def _shortened(text: str) -> str:

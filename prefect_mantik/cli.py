@@ -65,7 +65,7 @@ def sandbox(context: typer.Context) -> None:
         _need_sandbox_extra()
         from prefect_mantik.sandbox.__main__ import main
 
-        raise typer.Exit(main(context.args))
+        raise typer.Exit(main(context.args, prog="prefect-mantik sandbox"))
 
 
 @app.command("demo")

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from prefect_mantik.credentials import DOCUMENTATION, LOGO, MantikProject, aload_block
 from prefect_mantik.errors import ConfigurationError, NotSupported, RequestFailed, RunsFailed
 from prefect_mantik.ledger import FlowRunLedger, current_key, root_flow_run_id
-from prefect_mantik.log import run_logger
+from prefect_mantik.log import run_logger, without_tokens
 from prefect_mantik.loop import acall, call
 from prefect_mantik.runs import (
     CodeRepository,
@@ -30,7 +30,7 @@ from prefect_mantik.sites.opening import AnySite, remember, site_of
 from prefect_mantik.waiting.poller import wait_until_ended
 
 LOG_TAIL = 2_000
-"""Bytes of a failed run's log that its result shows."""
+"""Characters of a failed run's log that its result shows."""
 
 
 class TrainingJob(JobBlock[RunResult]):
@@ -242,7 +242,7 @@ async def cancel(handle: RunHandle) -> None:
 async def log(handle: RunHandle) -> str:
     """The log of a run so far."""
     data, _ = await (await site_of(handle)).read_log(handle)
-    return data.decode(errors="replace")
+    return without_tokens(data.decode(errors="replace"))
 
 
 async def _result(handle: RunHandle) -> RunResult:
@@ -265,7 +265,8 @@ async def _with_log(site: Site, handle: RunHandle, ended: RunStatus) -> RunResul
     except (NotSupported, RequestFailed) as error:
         run_logger().debug("The result of %s comes without its log: %s", handle.describe(), error)
         data = b""
-    return RunResult(handle=handle, status=ended, log_tail=data[-LOG_TAIL:].decode(errors="replace").strip())
+    text = without_tokens(data.decode(errors="replace"))
+    return RunResult(handle=handle, status=ended, log_tail=text[-LOG_TAIL:].strip())
 
 
 def as_handle(run: RunHandle | RunResult | TrainingRun) -> RunHandle:

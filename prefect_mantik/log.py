@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import TypeAlias
 
 from prefect.exceptions import MissingContextError
@@ -17,3 +18,11 @@ def run_logger() -> Logger:
         return get_run_logger()
     except MissingContextError:
         return get_logger("mantik")
+
+
+_TOKEN = re.compile(r"\beyJ[\w-]+\.[\w-]+\.[\w-]*")
+
+
+def without_tokens(text: str) -> str:
+    """Hide bearer tokens (JWTs) in the log of a job: the platform's Slurm script prints itself, token and all."""
+    return _TOKEN.sub("***", text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -52,6 +52,7 @@ class PlatformClient:
             json=dict(body),
             timeout=SUBMIT_TIMEOUT,
             read_timeout=SUBMIT_TIMEOUT,
+            hide=[str(body["connectionId"])],
         )
         return self._read(SubmittedRun, "submit_run", answer)
 
@@ -68,7 +69,8 @@ class PlatformClient:
         """Get a Connection of the user, with its secrets."""
         user_id = (await self.tokens.login()).user_id
         values = {"userId": user_id or self._api.username, "connectionId": connection_id}
-        return self._read(ConnectionAnswer, "connection", await self._call("connection", values))
+        answer = await self._call("connection", values, hide=[str(connection_id)])
+        return self._read(ConnectionAnswer, "connection", answer)
 
     async def check_exists(self, what: str, **values: UUID) -> None:
         """Ask for one thing of a project ("code_repository", …); raises `NotFound` where there is none."""
@@ -117,6 +119,7 @@ class PlatformClient:
         json: Any = None,
         timeout: float = TOTAL_TIMEOUT,
         read_timeout: float = READ_TIMEOUT,
+        hide: Sequence[str] = (),
     ) -> Any:
         endpoint: Endpoint = self._table[name]
         return await self._api.call(
@@ -127,6 +130,7 @@ class PlatformClient:
             repeatable=endpoint.repeatable,
             timeout=timeout,
             read_timeout=read_timeout,
+            hide=hide,
         )
 
     def _read(self, kind: type[M], name: str, answer: Any) -> M:

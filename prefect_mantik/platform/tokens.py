@@ -138,7 +138,8 @@ class PlatformTokens:
         return token
 
     async def _ask(self, endpoint: Endpoint, body: dict[str, str]) -> _Token:
-        response = await self._api.fetch(endpoint.method, endpoint.path, json=body)
+        hide = [value for name, value in body.items() if name != "username"]
+        response = await self._api.fetch(endpoint.method, endpoint.path, json=body, hide=hide)
         try:
             answer = TokenAnswer.model_validate(response.json())
         except (ValidationError, ValueError):

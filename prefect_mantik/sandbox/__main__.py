@@ -9,17 +9,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from prefect_mantik.sandbox.errors import SandboxError
 from prefect_mantik.sandbox.server import serve
 from prefect_mantik.sandbox.settings import add_arguments, from_arguments
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, prog: str = "python -m prefect_mantik.sandbox") -> int:
     """Read the command line and run.
 
     Args:
         argv: The arguments; by default those of the process.
+        prog: What the command is called in its help.
     """
-    parser = argparse.ArgumentParser(prog="python -m prefect_mantik.sandbox", description=__doc__)
+    parser = argparse.ArgumentParser(prog=prog, description="Run a sandbox until Ctrl-C.")
     parser.add_argument("--env-file", type=Path, help="write the variables that point to the sandbox here")
     parser.add_argument("--verbose", action="store_true", help="log what jobs and faults do")
     add_arguments(parser)
@@ -27,7 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     if arguments.verbose:
         logging.getLogger("prefect_mantik.sandbox").setLevel(logging.INFO)
-    return serve(from_arguments(arguments), env_file=arguments.env_file, echo=functools.partial(print, flush=True))
+    echo = functools.partial(print, flush=True)
+    try:
+        return serve(from_arguments(arguments), env_file=arguments.env_file, echo=echo)
+    except (SandboxError, OSError) as error:  # OSError: the port is taken, a directory cannot be written
+        print(f"The sandbox cannot run: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -126,7 +126,9 @@ class Accounts:
 
     def _issue(self, user: User) -> dict[str, str]:
         now = int(time.time())
-        expires = now + self._switches.token_lifetime
+        lifetime = self._switches.token_lifetime
+        # Whole seconds, as everywhere, unless a test asks for a part of one.
+        expires = now + int(lifetime) if lifetime == int(lifetime) else time.time() + lifetime
         token_id = str(uuid4())
         claims = {
             "sub": str(user.id),
@@ -137,7 +139,7 @@ class Accounts:
             "token_use": "access",
             "scope": "aws.cognito.signin.user.admin",
             "auth_time": now,
-            "exp": int(expires) if expires == int(expires) else expires,
+            "exp": expires,
             "iat": now,
             "jti": token_id,
             "username": user.name,

@@ -24,6 +24,8 @@ RESOURCES: dict[str, type] = {
     "QoS": str,
 }
 _BACKENDS = ("UnicoreApiUrl", "Firecrest", "SSH")
+# MLflow's client would prefer them to the run's token.
+_NEVER_PASSED_ON = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 _RUNTIME = re.compile(r"\d+[smhd]|0")
 
 
@@ -83,6 +85,8 @@ def parse_backend_config(raw: Mapping[str, Any]) -> BackendConfig:
         )
     resources = _resources(raw, slurm=bool(firecrest))
     variables = {str(name): str(value) for name, value in _mapping(environment, "Variables").items()}
+    for name in _NEVER_PASSED_ON:
+        variables.pop(name, None)
     if "CPUsPerNode" in resources:
         variables.setdefault("SRUN_CPUS_PER_TASK", str(resources["CPUsPerNode"]))
     return BackendConfig(

@@ -203,6 +203,7 @@ def _describe(job: Job) -> dict[str, Any]:
         "site": job.site,
         "kind": job.kind,
         "owner": job.owner,
+        "number": job.number,
         "jobName": job.request.name,
         "state": job.state.value,
         "word": job.word(os.getuid()),

@@ -1,4 +1,4 @@
-"""What the sandbox's HTTP APIs refuse with."""
+"""What the sandbox's HTTP APIs refuse with, and why it may not start."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 T = TypeVar("T")
+
+
+class SandboxError(Exception):
+    """The sandbox cannot start."""
 
 
 class ApiError(Exception):

@@ -78,6 +78,7 @@ class Job:
     site: str
     kind: SiteKind
     owner: str
+    number: int
     request: JobRequest
     directory: Path
     on_change: Listener

@@ -7,7 +7,6 @@ import importlib.metadata
 import os
 import shlex
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -17,8 +16,10 @@ from typing import Any
 
 import httpx
 
+from prefect_mantik.sandbox.errors import SandboxError
+from prefect_mantik.sandbox.groups import end_group
 from prefect_mantik.sandbox.surroundings import base_environment
-from prefect_mantik.sandbox.watchdog import Watchdog, group_exists, kill_group
+from prefect_mantik.sandbox.watchdog import Watchdog
 
 ENDED = frozenset({"FINISHED", "FAILED", "KILLED"})
 _READY_WITHIN = 120.0
@@ -94,7 +95,7 @@ class MlflowServer:
     async def wait_ready(self) -> None:
         """Wait until the server answers."""
         if self._process is None:
-            raise RuntimeError("MLflow was not started")
+            raise SandboxError("MLflow was not started")
         deadline = time.monotonic() + _READY_WITHIN
         while time.monotonic() < deadline and self._process.returncode is None:
             try:
@@ -103,18 +104,13 @@ class MlflowServer:
             except httpx.TransportError:  # not listening yet
                 await asyncio.sleep(0.1)
         tail = (self._directory / "server.log").read_text(errors="replace")[-2000:]
-        raise RuntimeError(f"MLflow did not become ready. Its last words:\n{tail}")
+        raise SandboxError(f"MLflow did not become ready. Its last words:\n{tail}")
 
     async def stop(self) -> None:
         """End the server and all its workers."""
         await self.client.aclose()
         if self._process is not None:
-            deadline = time.monotonic() + 1.5
-            alive = kill_group(self._process.pid, signal.SIGTERM)
-            while alive and time.monotonic() < deadline:
-                await asyncio.sleep(0.05)
-                alive = group_exists(self._process.pid)
-            kill_group(self._process.pid)
+            await end_group(self._process.pid, 1.5)
             await self._process.wait()
             self._watchdog.remove(self._process.pid)
         shutil.rmtree(self._sockets, ignore_errors=True)

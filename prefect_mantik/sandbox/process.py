@@ -160,6 +160,14 @@ class SandboxProcess:
         """Give what the sandbox has printed so far."""
         return _output(self._directory)
 
+    def wait(self, timeout: float) -> int:
+        """Wait until the sandbox has ended by itself, and give its exit code.
+
+        Args:
+            timeout: Seconds to wait.
+        """
+        return self._process.wait(timeout)
+
     def stop(self, timeout: float = 15) -> int:
         """End the sandbox and everything it started, and give its exit code.
 
@@ -229,7 +237,7 @@ def _output(directory: Path) -> str:
 
 
 def _end(process: subprocess.Popen[bytes], timeout: float) -> int:
-    process.terminate()
+    process.terminate()  # does nothing to one that has ended
     try:
         return process.wait(timeout)
     except subprocess.TimeoutExpired:

@@ -316,8 +316,6 @@ class Runs:
 
     def _hand_over(self, plan: _Plan, environment: dict[str, str]) -> None:
         config, run, site, login = plan.config, plan.run, plan.site, plan.connection.login
-        for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
-            config.variables.pop(name, None)
         if site.kind == "UNICORE":
             directory = site.directory / "workdirs" / str(run.id)
             job = from_unicore(

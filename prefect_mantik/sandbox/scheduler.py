@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import itertools
 import logging
 import os
-import signal
+import secrets
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -15,9 +16,10 @@ from pathlib import Path
 from typing import IO
 
 from prefect_mantik.sandbox.errors import ApiError, firecrest_error, unicore_error
+from prefect_mantik.sandbox.groups import end_group
 from prefect_mantik.sandbox.jobs import Job, JobRequest, JobState, Listener, SiteKind
 from prefect_mantik.sandbox.surroundings import Surroundings
-from prefect_mantik.sandbox.watchdog import Watchdog, group_exists, kill_group
+from prefect_mantik.sandbox.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ class Site:
         self.jobs: list[Job] = []
         self.directory = directory
         self._free = slots
+        self._numbers = itertools.count(100_000 + secrets.randbelow(900_000))
         self._waiting: deque[tuple[Job, asyncio.Future[None]]] = deque()
         self._delay = delay
         self._grace = grace
@@ -91,7 +94,13 @@ class Site:
             on_change: Awaited whenever the job starts or ends.
         """
         job = Job(
-            site=self.name, kind=self.kind, owner=owner, request=request, directory=directory, on_change=on_change
+            site=self.name,
+            kind=self.kind,
+            owner=owner,
+            number=next(self._numbers),
+            request=request,
+            directory=directory,
+            on_change=on_change,
         )
         self.jobs.append(job)
         job.task = asyncio.create_task(self._supervise(job), name=f"job {job.id}")
@@ -186,11 +195,11 @@ class Site:
             try:
                 await asyncio.wait_for(process.wait(), job.request.walltime)
             except asyncio.TimeoutError:
-                await self._terminate(process.pid)
+                await end_group(process.pid, self._grace)
                 job.message = "Job exceeded its time limit."
                 return JobState.TIMEOUT
             except asyncio.CancelledError:
-                await self._terminate(process.pid)
+                await end_group(process.pid, self._grace)
                 raise
             finally:
                 job.exit_code = await self._clean_up(process)
@@ -211,7 +220,7 @@ class Site:
         process = await asyncio.create_subprocess_exec(
             *command,
             cwd=job.directory,
-            env=self._surroundings.environment(self.home(job.owner), job.owner),
+            env=self._surroundings.environment(self.home(job.owner), job.owner) | {"SLURM_JOB_ID": str(job.number)},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -221,17 +230,10 @@ class Site:
         return process
 
     async def _clean_up(self, process: asyncio.subprocess.Process) -> int:
-        kill_group(process.pid)  # whatever the job left in the background ends with it
+        await end_group(process.pid, 0)  # whatever the job left in the background ends with it
         code = await process.wait()
         self._watchdog.remove(process.pid)
         return code if code >= 0 else 128 - code
-
-    async def _terminate(self, group: int) -> None:
-        deadline = time.monotonic() + self._grace
-        alive = kill_group(group, signal.SIGTERM)
-        while alive and time.monotonic() < deadline:
-            await asyncio.sleep(0.05)
-            alive = group_exists(group)
 
 
 def _write_script(job: Job, text: str) -> Path:

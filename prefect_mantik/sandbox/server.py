@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import secrets
 import signal
 import socket
 import tempfile
@@ -17,21 +16,19 @@ from pathlib import Path
 from starlette.routing import Route
 
 from prefect_mantik.sandbox import tracking
-from prefect_mantik.sandbox.accounts import Accounts, Connection, User
+from prefect_mantik.sandbox.accounts import Accounts, User
 from prefect_mantik.sandbox.catalogue import Catalogue
 from prefect_mantik.sandbox.control import Control
 from prefect_mantik.sandbox.downloads import Downloads
 from prefect_mantik.sandbox.env_file import write_env_file
-from prefect_mantik.sandbox.errors import parse
+from prefect_mantik.sandbox.errors import ApiError, SandboxError, parse
 from prefect_mantik.sandbox.faults import Faults, Rule
-from prefect_mantik.sandbox.jobs import SiteKind
 from prefect_mantik.sandbox.mlflow_server import MlflowServer
+from prefect_mantik.sandbox.places import PLACES, build_sites, connect, environment
 from prefect_mantik.sandbox.platform import Platform
 from prefect_mantik.sandbox.repositories import Git
 from prefect_mantik.sandbox.runs import Runs
-from prefect_mantik.sandbox.scheduler import Site
 from prefect_mantik.sandbox.settings import SandboxSettings, Switches
-from prefect_mantik.sandbox.surroundings import Surroundings
 from prefect_mantik.sandbox.watchdog import Watchdog
 from prefect_mantik.sandbox.web import WebServer
 
@@ -41,22 +38,6 @@ Echo = Callable[[str], None]
 
 _USERS = ("sandbox", "sandbox-2")
 _PROJECT = Path(__file__).with_name("project")
-
-
-@dataclass(frozen=True)
-class _Place:
-    name: str
-    kind: SiteKind
-    path: str
-    # Queues differ a little in length from site to site.
-    delay_factor: float
-
-
-_PLACES = (
-    _Place("alder", "UNICORE", "/ALDER/rest/core", 1.0),
-    _Place("birch", "UNICORE", "/BIRCH/rest/core", 1.3),
-    _Place("cedar", "FirecREST", "/firecrest", 0.7),
-)
 
 
 @dataclass(frozen=True)
@@ -88,7 +69,6 @@ async def sandbox(
         stack.callback(watchdog.close)
         state = _state_directory(settings, watchdog)
         listener = stack.enter_context(_listen(settings.port))
-        port: int = listener.getsockname()[1]
         mlflow = MlflowServer(state / "mlflow", watchdog, settings.mlflow_command)
         stack.push_async_callback(mlflow.stop)
         echo("starting MLflow, which takes about ten seconds ...")
@@ -106,9 +86,11 @@ async def sandbox(
             data_commit=git.run(data, "rev-parse", "HEAD").decode().strip(),
         )
         echo("MLflow is up; starting the platform and its sites ...")
-        running = await _serve_all(stack, settings, state, listener, mlflow, git, catalogue, watchdog, port)
-        yield running
-        echo("stopping ...")
+        running = await _serve_all(stack, settings, state, listener, mlflow, git, catalogue, watchdog)
+        try:
+            yield running
+        finally:
+            echo("stopping ...")
 
 
 async def _serve_all(
@@ -120,13 +102,13 @@ async def _serve_all(
     git: Git,
     catalogue: Catalogue,
     watchdog: Watchdog,
-    port: int,
 ) -> RunningSandbox:
+    port: int = listener.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     switches = Switches.from_settings(settings)
-    sites = _sites(settings, switches, state, url, watchdog)
+    sites = build_sites(settings, switches, state, url, watchdog)
     users = [User(name) for name in _USERS]
-    _connect(users, sites)
+    connect(users, sites)
     accounts = Accounts(users, switches, issuer=url)
     runs = Runs(
         accounts=accounts,
@@ -164,18 +146,18 @@ async def _serve_all(
     web = WebServer(routes, faults, accounts, listener)
     stack.push_async_callback(web.stop)
     await web.start()
-    environment = _environment(url, users[0], catalogue, sites) | {
+    variables = environment(url, users[0], catalogue, sites) | {
         "MANTIK_SANDBOX_CONTROL_URL": f"{url}/_sandbox",
         "MANTIK_SANDBOX_CONTROL_TOKEN": control.token,
     }
     return RunningSandbox(
         url=url,
-        tracking_uri=environment["MLFLOW_TRACKING_URI"],
-        control_url=environment["MANTIK_SANDBOX_CONTROL_URL"],
+        tracking_uri=variables["MLFLOW_TRACKING_URI"],
+        control_url=variables["MANTIK_SANDBOX_CONTROL_URL"],
         control_token=control.token,
         login_url=login_link(),
         state_dir=state,
-        environment=environment,
+        environment=variables,
     )
 
 
@@ -216,7 +198,7 @@ async def _serve(settings: SandboxSettings, env_file: Path | None, echo: Echo) -
 
 
 def _announce(running: RunningSandbox, env_file: Path | None, echo: Echo) -> None:
-    names = " ".join(place.name for place in _PLACES)
+    names = " ".join(place.name for place in PLACES)
     echo(f"ready: platform {running.url}, tracking {running.tracking_uri}, sites {names}")
     echo(f"  state:    {running.state_dir}")
     echo(f"  browser:  {running.login_url}  (works once)")
@@ -230,7 +212,8 @@ def _announce(running: RunningSandbox, env_file: Path | None, echo: Echo) -> Non
 
 @contextlib.contextmanager
 def _listen(port: int) -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+    # With the protocol named, asyncio turns Nagle's algorithm off for the connections: 40 ms per answer.
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))
         yield listener
@@ -254,61 +237,9 @@ def _data_files(directory: Path) -> Path:
 
 
 def _first_rules(path: Path | None) -> list[Rule]:
-    return [] if path is None else parse(list[Rule], json.loads(path.read_text()), ("faults",))
-
-
-def _sites(settings: SandboxSettings, switches: Switches, state: Path, url: str, watchdog: Watchdog) -> list[Site]:
-    surroundings = Surroundings(state / "software", settings.job_python)
-
-    def delay(place: _Place) -> Callable[[], float]:
-        return lambda: switches.queue_delay * place.delay_factor
-
-    return [
-        Site(
-            name=place.name,
-            kind=place.kind,
-            url=f"{url}{place.path}",
-            directory=state / "sites" / place.name,
-            slots=settings.slots,
-            delay=delay(place),
-            grace=settings.grace,
-            surroundings=surroundings,
-            watchdog=watchdog,
-        )
-        for place in _PLACES
-    ]
-
-
-def _connect(users: list[User], sites: list[Site]) -> None:
-    for user in users:
-        for site in sites:
-            connection = Connection(
-                name=site.name,
-                provider=site.kind,
-                login=f"{user.name}-at-{site.name}",
-                password=secrets.token_urlsafe(18),
-            )
-            user.connections[connection.id] = connection
-            site.passwords[connection.login] = connection.password
-
-
-def _environment(url: str, user: User, catalogue: Catalogue, sites: list[Site]) -> dict[str, str]:
-    values = {
-        "MANTIK_USERNAME": user.name,
-        "MANTIK_PASSWORD": user.password,
-        "MANTIK_API_URL": url,
-        "MLFLOW_TRACKING_URI": f"{url}{tracking.PREFIX}/",
-        "MANTIK_COMPUTE_BUDGET_ACCOUNT": "sandbox-budget",
-        "MANTIK_PROJECT_ID": str(catalogue.project_id),
-        "MANTIK_EXPERIMENT_REPOSITORY_ID": str(catalogue.experiment_id),
-        "MANTIK_CODE_REPOSITORY_ID": str(catalogue.code_id),
-        "MANTIK_DATA_REPOSITORY_ID": str(catalogue.data_id),
-    }
-    connections = {connection.name: connection for connection in user.connections.values()}
-    for site in sites:
-        name = site.name.upper()
-        values[f"MANTIK_CONNECTION_ID_{name}"] = str(connections[site.name].id)
-        values[f"MANTIK_SANDBOX_{name}_URL"] = site.url
-        if site.kind == "FirecREST":
-            values[f"MANTIK_SANDBOX_{name}_TOKEN_URL"] = f"{url}/firecrest-auth/token"
-    return values
+    if path is None:
+        return []
+    try:
+        return parse(list[Rule], json.loads(path.read_text()), ("faults",))
+    except (ApiError, ValueError) as error:
+        raise SandboxError(f"{path} is not a list of fault rules: {error}") from None

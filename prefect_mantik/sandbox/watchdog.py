@@ -25,12 +25,22 @@ def kill_group(group: int, number: signal.Signals = signal.SIGKILL) -> bool:
 
 
 def group_exists(group: int) -> bool:
-    """Tell whether a process group has members."""
+    """Tell whether a process group has members that are not dead already."""
     try:
         os.killpg(group, 0)
     except (ProcessLookupError, PermissionError):
         return False
-    return True
+    # In a container, the first process may take its time to bury the dead.
+    stats = [_stat(path) for path in Path("/proc").glob("[0-9]*/stat")]
+    return not stats or any(state not in "ZX" and member_of == group for state, member_of in stats)
+
+
+def _stat(path: Path) -> tuple[str, int]:
+    try:
+        state, _, group = path.read_text(errors="replace").rpartition(")")[2].split()[:3]
+    except (OSError, ValueError):  # gone in the meantime
+        return "X", 0
+    return state, int(group)
 
 
 class Watchdog:

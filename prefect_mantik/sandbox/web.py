@@ -16,7 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from prefect_mantik.sandbox import tracking
 from prefect_mantik.sandbox.accounts import Accounts
-from prefect_mantik.sandbox.errors import ApiError
+from prefect_mantik.sandbox.errors import ApiError, SandboxError
 from prefect_mantik.sandbox.faults import Faults, FaultsMiddleware
 from prefect_mantik.sandbox.http import not_served, refuse
 
@@ -72,7 +72,7 @@ class WebServer:
         while not self._server.started:
             if self._task.done():
                 self._task.result()
-                raise RuntimeError("The sandbox's server ended before it had started")
+                raise SandboxError("The sandbox's server ended before it had started")
             await asyncio.sleep(0.01)
 
     async def stop(self) -> None:

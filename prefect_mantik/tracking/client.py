@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, SecretStr
 
-from prefect_mantik.api import JsonApi, TokenSource
+from prefect_mantik.api import TOTAL_TIMEOUT, JsonApi, TokenSource
 from prefect_mantik.errors import ServiceUnavailable
 from prefect_mantik.loop import per_process
 from prefect_mantik.platform import platform_client
@@ -21,6 +21,10 @@ from prefect_mantik.runs import MetricValue
 
 _MLFLOW = "/api/2.0/mlflow"
 _PAGE = 1000
+
+POLL_TIMEOUT = 20.0
+"""Seconds for asking for the state of runs: whoever polls asks again anyway."""
+
 _IDS_PER_CALL = 200
 
 
@@ -83,7 +87,7 @@ class TrackingClient:
         unique = sorted(set(run_ids))
         for start in range(0, len(unique), _IDS_PER_CALL):
             listed = ", ".join(f"'{run_id}'" for run_id in unique[start : start + _IDS_PER_CALL])
-            runs = await self._search(f"attributes.run_id IN ({listed})", sorted(set(experiment_ids)))
+            runs = await self._search(f"attributes.run_id IN ({listed})", sorted(set(experiment_ids)), POLL_TIMEOUT)
             found.update({run.run_id: run for run in runs})
         return found
 
@@ -97,7 +101,13 @@ class TrackingClient:
         return list((await self.call("GET", "artifacts/list", params=params)).get("files", []))
 
     async def call(
-        self, method: str, path: str, json: Any = None, *, params: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        json: Any = None,
+        *,
+        params: Mapping[str, str] | None = None,
+        timeout: float = TOTAL_TIMEOUT,
     ) -> dict[str, Any]:
         """Call one of MLflow's REST endpoints.
 
@@ -106,7 +116,7 @@ class TrackingClient:
             RequestFailed: It refused the request.
             ServiceUnavailable: No usable answer.
         """
-        answer = await self._api.call(method, f"{_MLFLOW}/{path}", json=json, params=params)
+        answer = await self._api.call(method, f"{_MLFLOW}/{path}", json=json, params=params, timeout=timeout)
         if not isinstance(answer, dict):
             raise ServiceUnavailable(
                 f"{method} {_MLFLOW}/{path}: {self.uri} does not answer as MLflow does. Is this the tracking URI?",
@@ -115,7 +125,9 @@ class TrackingClient:
             )
         return answer
 
-    async def _search(self, condition: str, experiment_ids: Sequence[str]) -> list[TrackedRun]:
+    async def _search(
+        self, condition: str, experiment_ids: Sequence[str], timeout: float = TOTAL_TIMEOUT
+    ) -> list[TrackedRun]:
         body = {
             "experiment_ids": list(experiment_ids),
             "filter": condition,
@@ -123,13 +135,16 @@ class TrackingClient:
             "order_by": ["attributes.start_time DESC"],
             "max_results": _PAGE,
         }
-        return [_tracked(run) for run in await self._pages("runs/search", body, "runs")]
+        return [_tracked(run) for run in await self._pages("runs/search", body, "runs", timeout)]
 
-    async def _pages(self, path: str, body: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    async def _pages(
+        self, path: str, body: Mapping[str, Any], name: str, timeout: float = TOTAL_TIMEOUT
+    ) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
         page_token = None
         while True:
-            answer = await self.call("POST", path, {**body, **({"page_token": page_token} if page_token else {})})
+            page = {**body, **({"page_token": page_token} if page_token else {})}
+            answer = await self.call("POST", path, page, timeout=timeout)
             rows.extend(answer.get(name, []))
             page_token = answer.get("next_page_token")
             if not page_token:

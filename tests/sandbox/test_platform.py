@@ -192,7 +192,7 @@ def test_big_artifact_streams_both_ways(box):
 
 
 def test_artifact_download(box):
-    run_id = box.submit("silent")
+    run_id = box.submit()
     job = box.ended(run_id)
     path = f"/tracking/api/2.0/mlflow-artifacts/artifacts/1/{job['mlflowRunId']}/artifacts/a/b.txt"
     assert box.http.put(path, content=b"hello").status_code == 200

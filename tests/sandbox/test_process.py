@@ -2,16 +2,20 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import httpx
 import pytest
-from conftest import Box
 
 from prefect_mantik.sandbox.env_file import read_env_file, write_env_file
+from prefect_mantik.sandbox.process import start_sandbox
+
+from .box import FAKE_MLFLOW, Box
 
 
 def processes_with(text):
@@ -48,9 +52,7 @@ def test_nothing_is_left_behind(start_light, number):
     while processes_with(state) or Path(state).exists():
         assert time.monotonic() - begun < 5, processes_with(state)
         time.sleep(0.05)
-    code = process.stop()
-    assert code == (-signal.SIGKILL if number == signal.SIGKILL else 0)
-    assert "Traceback" not in Path(state).name
+    assert process.wait(5) == (-signal.SIGKILL if number == signal.SIGKILL else 0)
 
 
 def test_stop_is_clean(start_light, tmp_path, capfd):
@@ -70,6 +72,8 @@ def test_stop_is_clean(start_light, tmp_path, capfd):
     assert process.env_file.stat().st_mode & 0o777 == 0o600
     assert process.stop() == 0
     assert state.exists()
+    again = Box(start_light(state_dir=state))
+    assert again.ended(again.submit())["state"] == "COMPLETED"
 
 
 def test_listens_on_loopback_only(box):
@@ -83,7 +87,7 @@ def test_env_file_can_be_sourced(box, tmp_path):
     path.parent.mkdir()
     path.write_text("old")
     path.chmod(0o644)
-    values = {**box.env, "TRICKY": "it's $HOME `x` \"y\" \\ z"}
+    values = {**box.env, "TRICKY": 'it\'s $HOME `x` "y" \\ z'}
     write_env_file(path, values)
     assert path.stat().st_mode & 0o777 == 0o600
     assert list(path.parent.iterdir()) == [path]
@@ -113,11 +117,18 @@ def test_env_file_names_everything(box):
     assert box.env.keys() == names
 
 
-def test_failed_start_says_why(start_light):
+def test_failed_start_says_why(start_light, tmp_path):
+    (tmp_path / "faults.json").write_text('[{"action": "sing"}]')
+    with pytest.raises(RuntimeError, match="is not a list of fault rules"):
+        start_light(faults=tmp_path / "faults.json")
     with pytest.raises(TypeError, match="no such switch: colour"):
         start_light(colour="red")
-    with pytest.raises(RuntimeError, match="exit code"):
-        start_light(port=1 if os.getuid() else 70000)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        with pytest.raises(RuntimeError, match="in use") as failure:
+            start_light(port=taken.getsockname()[1])
+        assert "Traceback" not in str(failure.value)
+    with pytest.raises(RuntimeError, match="MLflow did not become ready"):
+        start_sandbox(mlflow_command=f"{sys.executable} {FAKE_MLFLOW} 3.0.0 unknown")
 
 
 def test_sandbox_imports_nothing_else_of_the_package():
@@ -132,6 +143,17 @@ print(ours, [m for m in sys.modules if m == "prefect" or m == "mlflow" or m == "
 def test_plugin_is_cheap():
     code = "import pytest, sys; import prefect_mantik.sandbox.pytest_plugin; print('httpx' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
+
+
+def test_plugin_fixture(tmp_path):
+    command = f"{sys.executable} {FAKE_MLFLOW} 3.0.0"
+    test = f"def test(start_mantik_sandbox):\n    assert start_mantik_sandbox(mlflow_command={command!r}).url\n"
+    (tmp_path / "test_theirs.py").write_text(test)
+    installed = any(found.value.endswith("sandbox.pytest_plugin") for found in entry_points(group="pytest11"))
+    plugin = [] if installed else ["-p", "prefect_mantik.sandbox.pytest_plugin"]
+    run = [sys.executable, "-m", "pytest", "-q", "-c", "/dev/null", *plugin, str(tmp_path)]
+    done = subprocess.run(run, capture_output=True, text=True)
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
 
 
 def test_answers_are_fast_enough(box):

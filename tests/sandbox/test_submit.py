@@ -119,9 +119,9 @@ def test_closed_site(box, change, text):
 
 
 def test_folder_commit_and_unicore_spelling_are_accepted(box):
-    uri = box.http.get(
-        f"/projects/{box.env['MANTIK_PROJECT_ID']}/code/{box.env['MANTIK_CODE_REPOSITORY_ID']}"
-    ).json()["uri"]
+    uri = box.http.get(f"/projects/{box.env['MANTIK_PROJECT_ID']}/code/{box.env['MANTIK_CODE_REPOSITORY_ID']}").json()[
+        "uri"
+    ]
     commit = subprocess.check_output(["git", "-C", uri.removeprefix("file://"), "rev-parse", "HEAD"], text=True).strip()
     config = box.config(UnicoreApiUrl=box.env["MANTIK_SANDBOX_ALDER_URL"].replace("127.0.0.1", "localhost") + "/")
     run_id = box.submit(mlflowMlprojectFilePath=".", commit=commit, branch="wins-not", backendConfig=config)

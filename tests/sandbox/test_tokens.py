@@ -64,7 +64,7 @@ def test_refresh_tokens_expire_and_can_be_revoked(box):
         (None, "'Authorization' header missing"),
         ("", "Empty token in 'Authorization' header"),
         ("Basic YTpi", "Request missing 'Authorization' header or incorrect scheme used ('Bearer' required)"),
-        ("Bearer ", "Token missing in 'Authorization' header"),
+        ("Bearer", "Token missing in 'Authorization' header"),
         ("Bearer a.b.c", "Invalid signature"),
         ("Bearer nonsense", "Invalid signature"),
     ],
@@ -74,10 +74,7 @@ def test_bad_authorization(box, header, text, path):
     path = path.format(box.env["MANTIK_PROJECT_ID"])
     headers = {} if header is None else {"Authorization": header}
     answer = httpx.get(box.process.url + path, headers=headers, trust_env=False)
-    if header == "Bearer ":  # trailing space is stripped on the way
-        assert answer.status_code == 401
-    else:
-        assert (answer.status_code, answer.json()) == (401, {"detail": text})
+    assert (answer.status_code, answer.json()) == (401, {"detail": text})
 
 
 def test_forged_token(box):

@@ -1,0 +1,115 @@
+"""What every kind of site does with a run: find, list, poll, cancel, log, files, check."""
+
+from __future__ import annotations
+
+import pytest
+
+from prefect_mantik.errors import NotSupported
+from prefect_mantik.loop import acall
+from prefect_mantik.runs import Reason, RunState
+from prefect_mantik.sites.base import Capability
+from tests.contract.conftest import Road
+from tests.sandbox_jobs import new_key
+
+
+async def test_a_run_trains_and_finishes(road: Road) -> None:
+    key = new_key("Train über alles | 1")
+    handle = await road.submit(key, road.spec("main", epochs=2))
+    assert (handle.key, handle.attempt, handle.name) == (key, 1, key.name)
+    status = await road.until_ended(handle)
+    assert status.state is RunState.FINISHED
+    assert status.queued_at is not None
+    assert status.ended_at is not None
+    assert status.queued_at <= status.ended_at
+    assert len(road.jobs(key)) == 1
+
+
+async def test_a_second_submit_gives_the_same_handle(road: Road) -> None:
+    key = new_key()
+    first = await road.submit(key)
+    second = await road.submit(key)  # from blocks and clients of its own, as another process would
+    assert second == first
+    assert second.platform_run_id == first.platform_run_id
+    assert len(road.jobs(key)) == 1
+
+
+async def test_find_knows_only_its_own_key(road: Road) -> None:
+    mine, other = new_key("mine"), new_key("other")
+    handle = await road.submit(mine)
+    await road.submit(other)
+    assert await acall(road.open().find, mine) == [handle]
+    assert await acall(road.open().find, new_key("mine")) == []
+
+
+async def test_list_by_prefix(road: Road) -> None:
+    key = new_key("a listed run")
+    handle = await road.submit(key)
+    assert await acall(road.open().list, key.prefix) == [handle]
+    assert handle in await acall(road.open().list)
+    found = (await acall(road.open().list, key.prefix))[0]
+    assert (found.name, found.site_key, found.attempt) == (key.name, key.site_key, 1)
+    assert road.spec().digest.startswith(found.spec_digest)
+
+
+@pytest.mark.parametrize(("entry_point", "state"), [("fail", RunState.FAILED), ("die", RunState.FAILED)])
+async def test_a_run_that_dies_has_failed(road: Road, entry_point: str, state: RunState) -> None:
+    handle = await road.submit(new_key(), road.spec(entry_point))
+    status = await road.until_ended(handle)
+    assert (status.state, status.reason) == (state, Reason.UNTOLD)
+    assert "does not tell why" in status.describe()
+
+
+async def test_a_failed_call_is_unknown_and_no_end(platform_road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
+    handle = await platform_road.submit(new_key())
+    monkeypatch.setattr("prefect_mantik.tracking.client.POLL_TIMEOUT", 0.5)
+    platform_road.sandbox.control.add_fault("drop_before", route="*runs/search*", times=None)
+    status = await platform_road.status(handle)
+    assert status.state is RunState.UNKNOWN
+    assert not status.state.is_end
+    assert "no answer" in status.site_word
+
+
+async def test_cancel_reaches_the_job_where_claimed(road: Road) -> None:
+    key = new_key()
+    handle = await road.submit(key)
+    if Capability.CANCEL not in road.claims:
+        with pytest.raises(NotSupported, match="was not cancelled.*What can cancel it"):
+            await acall(road.open().cancel, handle)
+        assert (await road.status(handle)).state in (RunState.SCHEDULED, RunState.RUNNING)
+        return
+    await acall(road.open().cancel, handle)
+    status = await road.until_ended(handle)
+    assert (status.state, status.reason) == (RunState.KILLED, Reason.CANCELLED_BY_US)
+    assert [job["live"] for job in road.jobs(key)] == [False]
+    await acall(road.open().cancel, handle)
+
+
+async def test_cancelling_what_has_ended_is_success(road: Road) -> None:
+    handle = await road.submit(new_key(), road.spec("fail"))
+    await road.until_ended(handle)
+    await acall(road.open().cancel, handle)
+
+
+async def test_log_is_read_from_an_offset_where_claimed(road: Road) -> None:
+    handle = await road.submit(new_key(), road.spec("fail"))
+    await road.until_ended(handle)
+    if Capability.LOGS not in road.claims:
+        with pytest.raises(NotSupported, match="was not read.*What shows it"):
+            await acall(road.open().read_log, handle)
+        return
+    text, offset = await acall(road.open().read_log, handle)
+    assert text
+    assert offset == len(text)
+    assert await acall(road.open().read_log, handle, 5) == (text[5:], offset)
+    assert await acall(road.open().read_log, handle, offset) == (b"", offset)
+
+
+async def test_a_site_without_files_says_what_has_them(road: Road) -> None:
+    with pytest.raises(NotSupported, match="shows no files: only sites reached directly"):
+        road.open().store()
+
+
+async def test_check_of_a_site_that_works(road: Road) -> None:
+    findings = await acall(road.open().check)
+    assert [finding.what for finding in findings if not finding.ok] == []
+    assert len(findings) >= 3

@@ -1,0 +1,88 @@
+"""Blocks, built in code, for the sites of a running sandbox."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import secrets
+from typing import Any
+
+from prefect_mantik import MantikConnection, MantikCredentials, MantikProject, MantikSite, TrainingJob
+from prefect_mantik.runs import RunKey
+from prefect_mantik.sandbox.process import SandboxProcess
+from prefect_mantik.sites.base import Site
+
+_number = itertools.count(1)
+
+
+def credentials(sandbox: SandboxProcess, **fields: Any) -> MantikCredentials:
+    """The sandbox's first user."""
+    env = sandbox.env
+    given = {
+        "username": env["MANTIK_USERNAME"],
+        "password": env["MANTIK_PASSWORD"],
+        "api_url": env["MANTIK_API_URL"],
+        "tracking_uri": env["MLFLOW_TRACKING_URI"],
+    }
+    return MantikCredentials(**{**given, **fields})
+
+
+def project(sandbox: SandboxProcess, **fields: Any) -> MantikProject:
+    """The sandbox's project."""
+    env = sandbox.env
+    given = {
+        "credentials": fields.get("credentials") or credentials(sandbox),
+        "project_id": env["MANTIK_PROJECT_ID"],
+        "experiment_repository_id": env["MANTIK_EXPERIMENT_REPOSITORY_ID"],
+        "code_repository_id": env["MANTIK_CODE_REPOSITORY_ID"],
+        "compute_budget_account": env["MANTIK_COMPUTE_BUDGET_ACCOUNT"],
+    }
+    return MantikProject(**{**given, **fields})
+
+
+def mantik_site(sandbox: SandboxProcess, name: str = "alder", **fields: Any) -> MantikSite:
+    """One of the sandbox's sites, reached through the platform. It settles fast: the sandbox shows runs soon."""
+    env = sandbox.env
+    url = env[f"MANTIK_SANDBOX_{name.upper()}_URL"]
+    resources = {"Queue": "batch", "Runtime": "5m", "Nodes": 1}
+    where: dict[str, Any] = {"UnicoreApiUrl": url}
+    if name == "cedar":
+        where = {"Firecrest": {"ApiUrl": url, "TokenUrl": env["MANTIK_SANDBOX_CEDAR_TOKEN_URL"], "Machine": "cedar"}}
+    connection = fields.pop("connection", None) or MantikConnection(
+        connection_id=env[f"MANTIK_CONNECTION_ID_{name.upper()}"],
+        credentials=fields.pop("credentials", None) or credentials(sandbox),
+    )
+    given = {"connection": connection, "backend_config": {**where, "Resources": resources}, "settle": 2.0}
+    return MantikSite(**{**given, **fields})
+
+
+def training_job(sandbox: SandboxProcess, name: str = "alder", **fields: Any) -> TrainingJob:
+    """A job at one of the sandbox's sites."""
+    given: dict[str, Any] = {"project": project(sandbox), "site": mantik_site(sandbox, name)}
+    return TrainingJob(**{**given, **fields})
+
+
+def new_key(name: str = "") -> RunKey:
+    """A key that no other test uses."""
+    return RunKey(name=name or f"run {next(_number)}", scope="origin", origin=new_origin())
+
+
+def new_origin() -> str:
+    """A random origin."""
+    return base64.b32encode(secrets.token_bytes(10)).decode().lower()
+
+
+class MemoryLedger:
+    """A ledger that a test can look into and fill."""
+
+    def __init__(self, **announced: int) -> None:
+        self.notes: dict[str, int] = dict(announced)
+
+    async def announced(self, key: RunKey) -> int | None:
+        return self.notes.get(key.site_key)
+
+    async def open(self, key: RunKey, attempt: int, site: Site) -> None:
+        self.notes[key.site_key] = attempt
+
+    async def close(self, key: RunKey) -> None:
+        self.notes.pop(key.site_key, None)

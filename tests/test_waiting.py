@@ -1,0 +1,219 @@
+"""What a wait says and when it ends, against a site that a test scripts: hours pass in no time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from prefect_mantik.errors import SiteSilent, WaitTimeout
+from prefect_mantik.runs import Reason, RunHandle, RunState, RunStatus
+from prefect_mantik.sites.base import Site
+from prefect_mantik.waiting import poller
+from prefect_mantik.waiting.poller import wait_until_ended
+
+START = datetime(2026, 1, 1, tzinfo=timezone.utc)
+
+
+class Clock:
+    """Virtual time: sleeping moves it, and nothing else."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.sleeps: list[float] = []
+
+    async def sleep(self, seconds: float) -> None:
+        self.sleeps.append(seconds)
+        self.now += seconds
+        await _really_sleep(0)
+
+    def time(self) -> datetime:
+        return START + timedelta(seconds=self.now)
+
+
+_really_sleep = asyncio.sleep
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
+    made = Clock()
+    monkeypatch.setattr(poller.asyncio, "sleep", made.sleep)
+    monkeypatch.setattr(poller.time, "monotonic", lambda: made.now)
+    yield made
+    monkeypatch.undo()
+
+
+class ScriptedSite(Site):
+    """Answers a status by the time that has passed."""
+
+    kind = "mantik"
+    reference, name, settle = "mantik-site/alder", "alder", 1.0
+    capabilities = frozenset()
+
+    def __init__(
+        self, clock: Clock, script: dict[float, RunStatus | str], account: str = "one", **attributes: Any
+    ) -> None:
+        self.clock, self.script, self._account, self.polls = clock, script, account, 0
+        for attribute, value in attributes.items():
+            setattr(self, attribute, value)
+
+    @property
+    def account(self) -> str:
+        return self._account
+
+    async def poll(self, handles: Sequence[RunHandle]) -> dict[RunHandle, RunStatus]:
+        self.polls += 1
+        now = [said for at, said in sorted(self.script.items()) if at <= self.clock.now][-1]
+        return {handle: self._status(now) for handle in handles}
+
+    def _status(self, said: RunStatus | str) -> RunStatus:
+        if isinstance(said, RunStatus):
+            return said
+        state = RunState(said)
+        return RunStatus(
+            state=state,
+            queued_at=START,
+            ended_at=self.clock.time() if state.is_end else None,
+            observed_at=self.clock.time(),
+        )
+
+    async def post(self, *_: Any) -> None:
+        raise AssertionError
+
+    find = list = _ask = cancel = read_log = check = post  # type: ignore[assignment]
+
+
+ScriptedSite.__abstractmethods__ = frozenset()
+
+
+def handle(number: int = 0) -> RunHandle:
+    return RunHandle(
+        site="mantik-site/alder",
+        site_name="alder",
+        kind="mantik",
+        remote_id=str(number),
+        site_key="pm",
+        name=f"train-{number}",
+        links={"MLflow": f"http://mlflow/{number}"},
+    )
+
+
+async def no_reopen(_: RunHandle) -> Site:
+    raise AssertionError("nothing to reopen")
+
+
+def unknown(why: str, reason: Reason | None = None) -> RunStatus:
+    return RunStatus(state=RunState.UNKNOWN, site_word=why, reason=reason, observed_at=START)
+
+
+async def test_only_changes_are_logged_with_queue_and_run_times(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    site = ScriptedSite(clock, {0: "SCHEDULED", 90: "RUNNING", 4000: "FINISHED"})
+    with caplog.at_level(logging.INFO):
+        statuses = await wait_until_ended({handle(): site}, reopen=no_reopen)
+    lines = [record.message for record in caplog.records]
+    assert len(lines) == 3
+    assert lines[0] == "training run 'train-0' at alder: SCHEDULED"
+    assert lines[1].startswith("training run 'train-0' at alder: RUNNING, waited 1 min")
+    assert lines[2].startswith("training run 'train-0' at alder: FINISHED after 1 h 0")
+    assert statuses[handle()].state is RunState.FINISHED
+
+
+async def test_the_interval_grows_to_a_minute(clock: Clock) -> None:
+    site = ScriptedSite(clock, {0: "RUNNING", 3600: "FINISHED"})
+    await wait_until_ended({handle(): site}, reopen=no_reopen)
+    assert min(clock.sleeps) >= 0.8 * poller.SHORTEST
+    assert max(clock.sleeps) <= 1.2 * poller.LONGEST
+    assert site.polls < 150
+
+
+async def test_runs_of_one_account_share_a_poll(clock: Clock) -> None:
+    site = ScriptedSite(clock, {0: "RUNNING", 600: "FINISHED"})
+    other = ScriptedSite(clock, {0: "RUNNING", 600: "FINISHED"}, account="two")
+    runs = {handle(number): site for number in range(50)} | {handle(50): other}
+    statuses = await wait_until_ended(runs, reopen=no_reopen)
+    assert len(statuses) == 51
+    assert site.polls < 120
+    assert other.polls < 120
+
+
+async def test_hours_of_outage_are_ridden_out_with_two_lines(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    site = ScriptedSite(
+        clock, {0: "RUNNING", 600: unknown("GET /x: no answer."), 6 * 3600: "RUNNING", 7 * 3600: "FINISHED"}
+    )
+    with caplog.at_level(logging.INFO):
+        statuses = await wait_until_ended({handle(): site}, reopen=no_reopen)
+    lines = [record.message for record in caplog.records]
+    assert statuses[handle()].state is RunState.FINISHED
+    assert len(lines) == 4
+    assert "state unknown. GET /x: no answer. The job is not touched" in lines[1]
+    assert "can be asked again after" in lines[2]
+
+
+async def test_a_requeued_run_may_go_backwards(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    site = ScriptedSite(clock, {0: "RUNNING", 60: "SCHEDULED", 120: "RUNNING", 180: "FINISHED"})
+    with caplog.at_level(logging.INFO):
+        await wait_until_ended({handle(): site}, reopen=no_reopen)
+    assert [record.message.split(": ")[1].split()[0].strip(",") for record in caplog.records] == [
+        "RUNNING",
+        "SCHEDULED",
+        "RUNNING",
+        "FINISHED",
+    ]
+
+
+async def test_a_refused_login_pauses_until_the_block_changes(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    locked = ScriptedSite(clock, {0: unknown("login refused", Reason.PAUSED)})
+    unlocked = ScriptedSite(clock, {0: "FINISHED"})
+    reopened: list[float] = []
+
+    async def reopen(_: RunHandle) -> Site:
+        reopened.append(clock.now)
+        return unlocked if clock.now > 100 else locked
+
+    with caplog.at_level(logging.INFO):
+        statuses = await wait_until_ended({handle(): locked}, reopen=reopen)
+    assert statuses[handle()].state is RunState.FINISHED
+    assert len([record for record in caplog.records if "login refused" in record.message]) == 1
+    assert len(reopened) > 3
+
+
+async def test_no_sign_of_life_warns_once_and_goes_on(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    site = ScriptedSite(clock, {0: "RUNNING", 9000: "FINISHED"}, silence_warning=1800.0)
+    await wait_until_ended({handle(): site}, reopen=no_reopen)
+    warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert "no sign of life for 1" in warnings[0]
+    assert "http://mlflow/0" in warnings[0]
+
+
+async def test_metrics_are_signs_of_life(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    script: dict[float, RunStatus | str] = {
+        float(at): RunStatus(state=RunState.RUNNING, observed_at=START, life_at=START + timedelta(seconds=at))
+        for at in range(0, 9000, 900)
+    }
+    site = ScriptedSite(clock, {**script, 9000: "FINISHED"}, silence_warning=1800.0)
+    await wait_until_ended({handle(): site}, reopen=no_reopen)
+    assert [record.message for record in caplog.records if record.levelno == logging.WARNING] == []
+
+
+async def test_the_silence_limit_stops_and_asks(clock: Clock) -> None:
+    site = ScriptedSite(clock, {0: "RUNNING"}, silence_limit=3600.0)
+    with pytest.raises(SiteSilent, match="no sign of life for .* the job was left alone") as caught:
+        await wait_until_ended({handle(): site}, reopen=no_reopen)
+    assert caught.value.handles == [handle()]
+
+
+async def test_a_timeout_leaves_the_jobs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(poller, "SHORTEST", 0.05)
+    clock = Clock()
+    done, running = ScriptedSite(clock, {0: "FINISHED"}), ScriptedSite(clock, {0: "RUNNING"}, account="two")
+    began = time.monotonic()
+    with pytest.raises(WaitTimeout, match="1 of 2 training runs had not ended after 0 s.*left alone") as caught:
+        await wait_until_ended({handle(0): done, handle(1): running}, reopen=no_reopen, timeout=0.3)
+    assert caught.value.handles == [handle(1)]
+    assert time.monotonic() - began < 5
