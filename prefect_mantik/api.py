@@ -246,19 +246,22 @@ def retry_after(response: httpx.Response) -> float | None:
     told = response.headers.get("Retry-After", "").strip()
     if told.isdigit():
         return float(told)
-    try:
-        until = parsedate_to_datetime(told)
-    except ValueError:
-        return None
-    return max(0.0, (until - server_time(response)).total_seconds())
+    until = _http_date(told)
+    return max(0.0, (until - server_time(response)).total_seconds()) if until else None
 
 
 def server_time(response: httpx.Response) -> datetime:
     """The server's clock when it answered; ours where it does not say."""
+    return _http_date(response.headers.get("Date", "")) or datetime.now(timezone.utc)
+
+
+def _http_date(text: str) -> datetime | None:
+    """A date of HTTP, which is in UTC whether it says so or not."""
     try:
-        return parsedate_to_datetime(response.headers.get("Date", ""))
+        date = parsedate_to_datetime(text)
     except ValueError:
-        return datetime.now(timezone.utc)
+        return None
+    return date if date.tzinfo else date.replace(tzinfo=timezone.utc)
 
 
 def explanation(response: httpx.Response) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from prefect_mantik.environment import check_url
 from prefect_mantik.errors import BackendConfigInvalid
@@ -54,6 +55,15 @@ def backend_kind(config: Mapping[str, Any]) -> BackendKind:
     if findings := _kind_findings(config):
         raise BackendConfigInvalid(findings)
     return next(kind for key, kind in _KINDS.items() if key in config)
+
+
+def site_label(config: Mapping[str, Any]) -> str:
+    """What to call the site of a config that has no name of its own: UNICORE's site, the machine, or the host."""
+    kind = backend_kind(config)
+    if kind == "unicore":
+        url = urlsplit(str(config["UnicoreApiUrl"]))
+        return url.path.strip("/").partition("/")[0] or url.netloc
+    return str(config["Firecrest"]["Machine"] if kind == "firecrest" else config["SSH"]["Hostname"])
 
 
 def with_variables(config: Mapping[str, Any], variables: Mapping[str, str]) -> dict[str, Any]:

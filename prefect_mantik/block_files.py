@@ -15,7 +15,7 @@ from prefect.blocks.core import Block
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefect_mantik import _blocks
-from prefect_mantik.credentials import aload_block
+from prefect_mantik.credentials import aload_block, validation_findings
 from prefect_mantik.errors import BlockInvalid, ConfigurationError, EnvironmentInvalid
 
 BLOCK_TYPES: Mapping[str, type[Block]] = {
@@ -52,12 +52,24 @@ def read_block_file(path: Path) -> list[BlockEntry]:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} is not valid YAML: {error}") from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{path} is not valid YAML: it is not text in UTF-8.") from None
+    except yaml.MarkedYAMLError as error:
+        # Never the line itself: somebody may have written a secret there.
+        mark = error.context_mark or error.problem_mark
+        place = f", line {mark.line + 1}" if mark else ""
+        raise ConfigurationError(f"{path} is not valid YAML{place}: {error.problem or error.context}.") from None
+    except yaml.YAMLError:
+        raise ConfigurationError(f"{path} is not valid YAML.") from None
     listed = document.get("blocks") if isinstance(document, dict) else None
     if not isinstance(listed, list) or not listed:
         raise ConfigurationError(f"{path} has no list `blocks`.")
-    return [_entry(path, number, item) for number, item in enumerate(listed, 1)]
+    entries = [_entry(path, number, item) for number, item in enumerate(listed, 1)]
+    references = [entry.reference for entry in entries]
+    for reference in references:
+        if references.count(reference) > 1:
+            raise ConfigurationError(f"{path}: block {reference} is there twice.")
+    return entries
 
 
 def _entry(path: Path, number: int, item: Any) -> BlockEntry:
@@ -108,11 +120,9 @@ def _made(entry: BlockEntry, fields: Any) -> Block:
     try:
         return BLOCK_TYPES[entry.type](**fields)
     except ValidationError as error:
-        findings = "; ".join(
-            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg'].removeprefix('Value error, ')}"
-            for item in error.errors()
-        )
-        raise BlockInvalid(f"Block {entry.reference}: {findings}. Nothing was saved.") from None
+        findings = validation_findings(error)
+    # Outside of `except`: the pydantic error holds the input, and would be kept as a context.
+    raise BlockInvalid(f"Block {entry.reference}: {findings}. Nothing was saved.")
 
 
 async def _resolved(value: Any, variables: Mapping[str, str], made: Mapping[str, Block]) -> Any:

@@ -97,6 +97,8 @@ def _one_line_errors() -> Iterator[None]:
         _fail(str(error))
     except KeyboardInterrupt:
         _fail("interrupted", code=130)
+    except (typer.Exit, typer.Abort):
+        raise
     except Exception as error:
         from prefect_mantik.prefect_server import explain
 

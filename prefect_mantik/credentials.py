@@ -12,10 +12,10 @@ from uuid import UUID
 from prefect.blocks.abstract import CredentialsBlock
 from prefect.blocks.core import Block
 from prefect.exceptions import ObjectNotFound
-from pydantic import ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
 from prefect_mantik.environment import MantikEnvironment, check_api_url, check_tracking_uri
-from prefect_mantik.errors import BlockInvalid
+from prefect_mantik.errors import BlockInvalid, EnvironmentInvalid
 
 if TYPE_CHECKING:
     from prefect_mantik.platform import PlatformClient
@@ -49,6 +49,11 @@ class MantikCredentials(CredentialsBlock):
 
     username: str = Field(title="User name", description="User name on the Mantik platform.", min_length=1)
     password: SecretStr = Field(title="Password", description="Password of that user.")
+    self_hosted: bool = Field(
+        default=False,
+        title="Self-hosted",
+        description="Whether this is a platform of your own, whose URLs may have any path.",
+    )
     api_url: str = Field(
         default="https://api.cloud.mantik.ai",
         title="API URL",
@@ -58,11 +63,6 @@ class MantikCredentials(CredentialsBlock):
         default="https://api.cloud.mantik.ai/tracking",
         title="Tracking URI",
         description="MLflow tracking URI of the platform (the variable MLFLOW_TRACKING_URI).",
-    )
-    self_hosted: bool = Field(
-        default=False,
-        title="Self-hosted",
-        description="Whether this is a platform of your own, whose URLs may have any path.",
     )
     endpoints: dict[str, str] = Field(
         default_factory=dict,
@@ -84,11 +84,15 @@ class MantikCredentials(CredentialsBlock):
         endpoints(value)
         return value
 
-    @model_validator(mode="after")
-    def _urls_fit(self) -> MantikCredentials:
-        self.api_url = check_api_url(self.api_url, self_hosted=self.self_hosted)
-        self.tracking_uri = check_tracking_uri(self.tracking_uri, self_hosted=self.self_hosted)
-        return self
+    @field_validator("api_url")
+    @classmethod
+    def _is_an_api_url(cls, value: str, info: ValidationInfo) -> str:
+        return check_api_url(value, self_hosted=bool(info.data.get("self_hosted")))
+
+    @field_validator("tracking_uri")
+    @classmethod
+    def _is_a_tracking_uri(cls, value: str, info: ValidationInfo) -> str:
+        return check_tracking_uri(value, self_hosted=bool(info.data.get("self_hosted")))
 
     @classmethod
     def from_env(cls, env_file: str | Path | None = None, *, self_hosted: bool = False) -> MantikCredentials:
@@ -102,6 +106,8 @@ class MantikCredentials(CredentialsBlock):
             EnvironmentInvalid: Variables are missing or malformed, all of them listed.
         """
         found = MantikEnvironment.load(env_file, self_hosted=self_hosted)
+        if not found.password.get_secret_value().strip("*"):
+            raise EnvironmentInvalid(["MANTIK_PASSWORD is only asterisks: put the password itself there."])
         return cls(
             username=found.username,
             password=found.password,
@@ -248,32 +254,40 @@ async def aload_block(kind: type[B], name: str) -> B:
         BlockInvalid: There is no such block, or fields of it are wrong: each is named.
     """
     slug = kind.get_block_type_slug()
-    document = name.removeprefix(f"{slug}/")
+    given, _, document = name.rpartition("/")
+    if given not in ("", slug):
+        raise BlockInvalid(f"{name} is no {slug} block: name one of those.")
     try:
         return await kind.aload(document)
-    except ValueError as error:
-        if isinstance(error, ValidationError):
-            raise _invalid(slug, document, error) from None
-        if not isinstance(error.__cause__, ObjectNotFound):
+    except ObjectNotFound:
+        problem = _missing(slug, document)
+    except (ValueError, RuntimeError) as error:
+        # Prefect wraps what went wrong; a pydantic error holds the input, so it is not kept as a context.
+        cause = error if isinstance(error, ValidationError) else error.__cause__
+        if isinstance(cause, ValidationError):
+            problem = _invalid(slug, document, cause)
+        elif isinstance(cause, ObjectNotFound):
+            problem = _missing(slug, document)
+        else:
             raise
-        raise BlockInvalid(
-            f"There is no saved block {slug}/{document}. `prefect block ls` lists what is saved; "
-            "`prefect-mantik blocks save FILE` saves blocks from a file."
-        ) from None
-    except RuntimeError as error:
-        if isinstance(error.__cause__, ValidationError):
-            raise _invalid(slug, document, error.__cause__) from None
-        raise
+    raise problem
+
+
+def _missing(slug: str, document: str) -> BlockInvalid:
+    return BlockInvalid(
+        f"There is no saved block {slug}/{document}. `prefect block ls` lists what is saved; "
+        "`prefect-mantik blocks save FILE` saves blocks from a file."
+    )
 
 
 def _invalid(slug: str, document: str, error: ValidationError) -> BlockInvalid:
-    findings = "; ".join(f"{_field(finding['loc'])}: {_sentence(finding['msg'])}" for finding in error.errors())
-    return BlockInvalid(f"The saved block {slug}/{document} cannot be used: {findings}.")
+    return BlockInvalid(f"The saved block {slug}/{document} cannot be used: {validation_findings(error)}.")
 
 
-def _field(location: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in location) or "the block"
-
-
-def _sentence(message: str) -> str:
-    return message.removeprefix("Value error, ").removesuffix(".")
+def validation_findings(error: ValidationError) -> str:
+    """What is wrong with which field, without the values: they may be secrets."""
+    return "; ".join(
+        f"{'.'.join(str(part) for part in finding['loc']) or 'the block'}: "
+        f"{finding['msg'].removeprefix('Value error, ').removesuffix('.')}"
+        for finding in error.errors(include_input=False, include_url=False)
+    )

@@ -165,7 +165,7 @@ class SubmitsFailed(SubmitError):
 
     def __init__(self, handles: Mapping[str, RunHandle], errors: Mapping[str, BaseException]) -> None:
         self.handles, self.errors = dict(handles), dict(errors)
-        live = f"; live: {', '.join(self.handles)}" if self.handles else "; none is live"
+        live = f" (live: {', '.join(self.handles)})" if self.handles else " (none is live)"
         total = len(self.handles) + len(self.errors)
         super().__init__(
             _listed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from uuid import UUID
 
@@ -68,7 +69,7 @@ def comparison(
     logged = {run.handle: run for run in metrics}
     names = [metric, *sorted({name for run in metrics for name in run.final} - {metric})]
     varied = _varied(metrics)
-    rows = [["run", "site", "state", *names, *varied]]
+    rows = [["run", "site", "state", *map(_cell, names), *map(_cell, varied)]]
     for result in results:
         run = logged.get(result.handle)
         label = _cell(result.handle.name)
@@ -77,7 +78,7 @@ def comparison(
         settings = [_cell(run.parameters.get(name, "-")) if run else "-" for name in varied]
         row = [f"[{label}]({link})" if link else label, _cell(result.handle.site_name), result.status.describe()]
         row += values + settings
-        rows.append([f"**{cell}**" for cell in row] if best and best.handle == result.handle else row)
+        rows.append([f"**{cell}**" if cell else "" for cell in row] if best and best.handle == result.handle else row)
     parts = [_headline(results, metric, best), _table(rows)]
     if model:
         parts.append(f"Registered as [{_cell(model.name)} version {model.version}]({model.link}).")
@@ -88,7 +89,7 @@ def _headline(results: Sequence[RunResult], metric: str, best: RunMetrics | None
     finished = sum(result.finished for result in results)
     text = f"{finished} of {len(results)} training runs finished."
     if best:
-        text += f" Best {metric}: {_number(best.final[metric].value)} at {_cell(best.handle.site_name)}."
+        text += f" Best {_cell(metric)}: {_number(best.final[metric].value)} at {_cell(best.handle.site_name)}."
     return text
 
 
@@ -108,4 +109,6 @@ def _number(value: float) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("[", "\\[").replace("]", "\\]")
+    """Text as a Markdown table shows it literally."""
+    # An underscore within a word means nothing in Markdown.
+    return re.sub(r"([\\`*\[\]<>|~&]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))

@@ -106,7 +106,7 @@ def test_an_exit_code_is_passed_on_and_is_no_trouble_with_prefect(
 
     asked: list[BaseException] = []
     monkeypatch.setattr(prefect_mantik.demo, "run_demo", lambda keep: code)
-    monkeypatch.setattr(prefect_mantik.sandbox.__main__, "main", lambda arguments: code)
+    monkeypatch.setattr(prefect_mantik.sandbox.__main__, "main", lambda arguments, prog: code)
     monkeypatch.setattr(prefect_mantik.prefect_server, "explain", asked.append)
     result = cli(*command)
     assert result.exit_code == code

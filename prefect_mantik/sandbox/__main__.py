@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "python -m prefect_ma
     """
     parser = argparse.ArgumentParser(prog=prog, description="Run a sandbox until Ctrl-C.")
     parser.add_argument("--env-file", type=Path, help="write the variables that point to the sandbox here")
+    parser.add_argument("--with-parent", action="store_true", help="also end when standard input ends")
     parser.add_argument("--verbose", action="store_true", help="log what jobs and faults do")
     add_arguments(parser)
     arguments = parser.parse_args(argv)
@@ -31,7 +32,9 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "python -m prefect_ma
         logging.getLogger("prefect_mantik.sandbox").setLevel(logging.INFO)
     echo = functools.partial(print, flush=True)
     try:
-        return serve(from_arguments(arguments), env_file=arguments.env_file, echo=echo)
+        return serve(
+            from_arguments(arguments), env_file=arguments.env_file, echo=echo, with_parent=arguments.with_parent
+        )
     except (SandboxError, OSError) as error:  # OSError: the port is taken, a directory cannot be written
         print(f"The sandbox cannot run: {error}", file=sys.stderr)
         return 1

@@ -89,7 +89,9 @@ class MlflowServer:
             output, _ = await asked.communicate()
             version = output.decode().strip().rpartition(" ")[2]
         if int(version.partition(".")[0] or 0) < 3:
-            return [f"--gunicorn-opts=--bind unix:{self._socket}"]
+            # As host and port: gunicorn would listen where its own options say and on MLflow's TCP port as well.
+            self._socket.symlink_to(f"{self._socket}:1")
+            return [f"--host=unix:{self._socket}", "--port=1"]
         return [f"--uvicorn-opts=--uds {self._socket}"]
 
     async def wait_ready(self) -> None:

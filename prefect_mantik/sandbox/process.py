@@ -208,8 +208,8 @@ def start_sandbox(*, timeout: float = 120, **switches: object) -> SandboxProcess
         on_failure.callback(shutil.rmtree, directory, ignore_errors=True)
         with (directory / "output").open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "prefect_mantik.sandbox", f"--env-file={env_file}", *arguments],
-                stdin=subprocess.DEVNULL,
+                [sys.executable, "-m", "prefect_mantik.sandbox", f"--env-file={env_file}", "--with-parent", *arguments],
+                stdin=subprocess.PIPE,  # held open: its end tells the sandbox that we are gone, also by SIGKILL
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=_environment(),

@@ -8,6 +8,7 @@ import json
 import logging
 import signal
 import socket
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
@@ -161,18 +162,21 @@ async def _serve_all(
     )
 
 
-def serve(settings: SandboxSettings, *, env_file: Path | None = None, echo: Echo = print) -> int:
+def serve(
+    settings: SandboxSettings, *, env_file: Path | None = None, echo: Echo = print, with_parent: bool = False
+) -> int:
     """Run a sandbox until SIGINT or SIGTERM.
 
     Args:
         settings: How it is set up.
         env_file: Where to write the variables that point to it.
         echo: Prints a line.
+        with_parent: Also end when standard input ends, as it does when the process at its other end is gone.
     """
-    return asyncio.run(_serve(settings, env_file, echo))
+    return asyncio.run(_serve(settings, env_file, echo, with_parent))
 
 
-async def _serve(settings: SandboxSettings, env_file: Path | None, echo: Echo) -> int:
+async def _serve(settings: SandboxSettings, env_file: Path | None, echo: Echo, with_parent: bool) -> int:
     task = asyncio.current_task()
     asked = False
 
@@ -185,6 +189,8 @@ async def _serve(settings: SandboxSettings, env_file: Path | None, echo: Echo) -
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
+    if with_parent:
+        loop.add_reader(sys.stdin.fileno(), stop)
     try:
         async with sandbox(settings, echo=echo) as running:
             if env_file is not None:

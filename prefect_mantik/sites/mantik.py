@@ -18,7 +18,7 @@ from uuid import UUID
 from prefect.blocks.core import Block
 from pydantic import ConfigDict, Field, field_validator
 
-from prefect_mantik.backend_config import check_backend_config, with_variables
+from prefect_mantik.backend_config import check_backend_config, site_label, with_variables
 from prefect_mantik.credentials import DOCUMENTATION, LOGO, MantikConnection, MantikProject, reference
 from prefect_mantik.errors import ConfigurationError, NotFound, NotSupported, RequestFailed
 from prefect_mantik.log import run_logger
@@ -128,7 +128,7 @@ class PlatformSite(Site):
         self._credentials = project.credentials if project else block.connection.credentials
         self._refuse_foreign_connection()
         self.reference = reference(block)
-        self.name = (self.reference or "/site (not saved)").partition("/")[2]
+        self.name = (self.reference or f"/{site_label(block.backend_config)} (not saved)").partition("/")[2]
         self.settle = block.settle
         self.silence_warning, self.silence_limit = block.silence_warning, block.silence_limit
         self.capabilities = frozenset[Capability]()

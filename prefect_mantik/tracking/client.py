@@ -7,6 +7,7 @@ its account and nothing else. Only endpoints that MLflow 2.2 has are used: the p
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, SecretStr
 
 from prefect_mantik.api import TOTAL_TIMEOUT, JsonApi, TokenSource
-from prefect_mantik.errors import ServiceUnavailable
+from prefect_mantik.errors import NotFound, RequestFailed, ServiceUnavailable
 from prefect_mantik.loop import per_process
 from prefect_mantik.platform import platform_client
 from prefect_mantik.runs import MetricValue
@@ -58,6 +59,7 @@ class TrackingClient:
     def __init__(self, uri: str, username: str, tokens: TokenSource) -> None:
         self.uri = uri.rstrip("/")
         self._api = JsonApi("the tracking server", self.uri, username, tokens)
+        self._searches_by_id = True
 
     def run_link(self, experiment_id: str, run_id: str) -> str:
         """Where a person looks at a run."""
@@ -82,14 +84,34 @@ class TrackingClient:
         return await self._search(f"attributes.run_name LIKE '%{part}%'", experiment_ids)
 
     async def runs_by_id(self, run_ids: Sequence[str], experiment_ids: Sequence[str]) -> dict[str, TrackedRun]:
-        """Runs by their ids, in as few calls as possible: one for each 200."""
-        found: dict[str, TrackedRun] = {}
+        """Runs by their ids, in as few calls as possible: one for each 200. Unknown ones are left out."""
         unique = sorted(set(run_ids))
+        if not self._searches_by_id:
+            return await self._one_by_one(unique)
+        found: dict[str, TrackedRun] = {}
         for start in range(0, len(unique), _IDS_PER_CALL):
             listed = ", ".join(f"'{run_id}'" for run_id in unique[start : start + _IDS_PER_CALL])
-            runs = await self._search(f"attributes.run_id IN ({listed})", sorted(set(experiment_ids)), POLL_TIMEOUT)
+            try:
+                runs = await self._search(f"attributes.run_id IN ({listed})", sorted(set(experiment_ids)), POLL_TIMEOUT)
+            except RequestFailed as error:
+                if error.status != 400:
+                    raise
+                # MLflow 2.2 with a sqlparse from 0.4.4 on takes `IN` for an invalid clause.
+                self._searches_by_id = False
+                return await self._one_by_one(unique)
             found.update({run.run_id: run for run in runs})
         return found
+
+    async def _one_by_one(self, run_ids: Sequence[str]) -> dict[str, TrackedRun]:
+        runs = await asyncio.gather(*(self._run(run_id) for run_id in run_ids))
+        return {run.run_id: run for run in runs if run}
+
+    async def _run(self, run_id: str) -> TrackedRun | None:
+        try:
+            answer = await self.call("GET", "runs/get", params={"run_id": run_id}, timeout=POLL_TIMEOUT)
+        except NotFound:
+            return None
+        return _tracked(answer["run"])
 
     async def set_tag(self, run_id: str, key: str, value: str) -> None:
         """Set a tag of a run."""

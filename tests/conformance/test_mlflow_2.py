@@ -1,6 +1,6 @@
 """The oldest MLflow server that the platform may run, 2.2.2, does what we ask of a tracking server.
 
-Twice: with the libraries of its day and with today's, which change what it accepts.
+With the libraries of its day and with today's, which change what it accepts; and in the jobs too.
 """
 
 from __future__ import annotations

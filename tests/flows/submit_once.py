@@ -1,0 +1,23 @@
+"""A process that submits one run under a given root flow run, for tests that kill it."""
+
+from __future__ import annotations
+
+import sys
+from uuid import UUID
+
+from prefect_mantik.credentials import aload_block
+from prefect_mantik.jobs import TrainingJob
+from prefect_mantik.ledger import FlowRunLedger, origin
+from prefect_mantik.loop import call
+from prefect_mantik.runs import RunHandle, RunKey
+
+
+async def submit(root: UUID) -> RunHandle:
+    job = await aload_block(TrainingJob, "train-alder")
+    job = job.model_copy(update={"entry_point": "sleep", "parameters": {"seconds": 60}})
+    key = RunKey(name="killed", origin=await origin(), root_flow_run_id=root)
+    return await job.site.open(job.project).submit(job.spec(), key, ledger=FlowRunLedger(root))
+
+
+if __name__ == "__main__":
+    print("HANDLE " + call(submit, UUID(sys.argv[1])).model_dump_json(), flush=True)

@@ -1,0 +1,197 @@
+"""The verbs in flows of a user's own: sync and async, handles across processes, the hook."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from uuid import UUID
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.runtime import flow_run as this_run
+
+from prefect_mantik import (
+    RunHandle,
+    RunState,
+    TrainingJob,
+    TrainingRun,
+    aauthenticate,
+    agather_metrics,
+    asubmit_runs,
+    authenticate,
+    await_for_runs,
+    cancel_run,
+    cancel_runs_of_flow,
+    fetch_log,
+    submit_run,
+    wait_for_run,
+    wait_for_runs,
+)
+from prefect_mantik.errors import BlockInvalid, NotSupported, SubmitsFailed
+from prefect_mantik.ledger import FlowRunLedger
+from prefect_mantik.loop import acall, call
+from prefect_mantik.sandbox.process import SandboxProcess
+from tests.conftest import PrefectServer
+
+
+def sleeper(site: str = "alder", seconds: float = 60) -> TrainingJob:
+    job = TrainingJob.load(f"train-{site}")
+    return job.model_copy(update={"entry_point": "sleep", "parameters": {"seconds": seconds}})
+
+
+async def test_an_async_flow(sandbox: SandboxProcess) -> None:
+    @flow
+    async def pipeline() -> list[dict[str, float]]:
+        login = await aauthenticate("sandbox")
+        assert login.username == "sandbox"
+        runs = await asubmit_runs({"a": "train-alder", "b": "train-cedar"}, parameters={"epochs": 2})
+        results = await await_for_runs(runs)
+        return [{name: m.value for name, m in run.final.items()} for run in await agather_metrics(results)]
+
+    metrics = await pipeline()
+    assert len(metrics) == 2
+    assert all({"loss", "val_loss", "val_accuracy"} <= set(final) for final in metrics)
+
+
+def test_a_login_shows_no_token(sandbox: SandboxProcess) -> None:
+    login = authenticate("sandbox")
+    assert set(login.model_dump()) == {"username", "user_id", "expires_at"}
+    assert "eyJ" not in login.model_dump_json()
+
+
+def test_outside_a_flow_a_key_outlives_the_process(sandbox: SandboxProcess, prefect_server: PrefectServer) -> None:
+    handle = submit_run(sleeper(), key="outside", scope="flow")
+    assert handle.key is not None
+    assert handle.key.scope == "origin"
+    script = f"""
+import json
+from prefect_mantik import RunHandle, TrainingRun
+run = TrainingRun(RunHandle.model_validate_json({handle.model_dump_json()!r}))
+print("STATE " + run.status().state)
+"""
+    other = subprocess.run(
+        [sys.executable, "-c", script],
+        env=prefect_server.environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert other.stdout.strip().startswith("STATE "), other.stderr
+    assert other.stdout.split()[1] in ("SCHEDULED", "RUNNING")
+    assert submit_run(sleeper(), key="outside") == handle
+
+
+def test_a_run_of_blocks_made_in_code_says_that_nobody_else_can_reach_it(
+    sandbox: SandboxProcess, prefect_server: PrefectServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    from tests.sandbox_jobs import training_job
+
+    run = training_job(sandbox, entry_point="silent").trigger(key="in code")
+    again = training_job(sandbox, entry_point="silent").trigger(key="in code")
+    assert again.handle == run.handle
+    assert run.handle.site is None
+    assert len([r for r in caplog.records if "can be reached from this process only" in r.message]) == 1
+    run.wait_for_completion(timeout=60)
+    assert run.fetch_result().finished
+    copy = run.handle.model_copy(update={"remote_id": "0" * 32})
+    with pytest.raises(NotSupported, match="by another process with a site that is not a saved block"):
+        TrainingRun(copy).status()
+
+
+def test_cancel_and_log_say_what_can_do_it_on_the_proven_platform(sandbox: SandboxProcess) -> None:
+    handle = submit_run(sleeper(), key="neither cancel nor log")
+    with pytest.raises(NotSupported, match=r"cannot|was not cancelled.*web interface"):
+        cancel_run(handle)
+    with pytest.raises(NotSupported, match=r"was not read.*web interface"):
+        fetch_log(handle)
+
+
+def test_cancel_and_log_where_the_platform_has_them(sandbox: SandboxProcess) -> None:
+    sandbox.control.switch(all_endpoints=True)
+    chatter = TrainingJob.load("train-cedar").model_copy(update={"entry_point": "fail", "parameters": {}})
+    failed = wait_for_run(submit_run(chatter, key="with a log"), on_failure="return")
+    assert failed.log_tail
+    log = fetch_log(failed)
+    assert "#SBATCH" in log
+    assert "MLFLOW_TRACKING_TOKEN=***" in log
+    assert "eyJ" not in log
+    handle = submit_run(sleeper(), key="to be cancelled")
+    cancel_run(handle)
+    assert wait_for_run(handle, on_failure="return").status.state is RunState.KILLED
+
+
+async def _flow_run(flow_run_id: UUID) -> FlowRun:
+    async with get_client() as client:
+        return await client.read_flow_run(flow_run_id)
+
+
+def test_the_hook_cancels_the_runs_of_its_flow_run_and_no_others(sandbox: SandboxProcess) -> None:
+    sandbox.control.switch(all_endpoints=True)
+
+    @flow
+    def child() -> RunHandle:
+        return submit_run(sleeper("birch"), key="child's")
+
+    @flow
+    def parent(with_child: bool) -> tuple[str, list[RunHandle]]:
+        handles = [submit_run(sleeper(), key="parent's")]
+        if with_child:
+            handles.append(child())
+        return str(this_run.id), handles
+
+    _, others = parent(with_child=False)
+    flow_run_id, handles = parent(with_child=True)
+    flow_run = call(_flow_run, UUID(flow_run_id))
+    assert sorted(call(FlowRunLedger(flow_run.id).sites)) == ["mantik-site/alder", "mantik-site/birch"]
+    cancel_runs_of_flow(flow=parent, flow_run=flow_run, state=flow_run.state)
+    ended = wait_for_runs(handles, on_failure="return", timeout=30)
+    assert [result.status.state for result in ended] == [RunState.KILLED] * 2
+    assert not TrainingRun(others[0]).status().state.is_end
+
+
+def test_the_hook_says_what_it_cannot_cancel(sandbox: SandboxProcess, caplog: pytest.LogCaptureFixture) -> None:
+    @flow
+    def parent() -> tuple[str, RunHandle]:
+        return str(this_run.id), submit_run(sleeper(), key="left running")
+
+    flow_run_id, handle = parent()
+    flow_run = call(_flow_run, UUID(flow_run_id))
+    cancel_runs_of_flow(flow=parent, flow_run=flow_run, state=flow_run.state)
+    line = next(record.message for record in caplog.records if "may be live" in record.message)
+    assert "'left running' at alder" in line
+    assert handle.links["MLflow"] in line
+
+
+def test_an_unknown_job_is_named(sandbox: SandboxProcess) -> None:
+    from prefect_mantik import submit_runs
+
+    with pytest.raises(SubmitsFailed) as caught:
+        submit_runs({"a": "no-such-job"})
+    assert isinstance(caught.value.errors["a"], BlockInvalid)
+    assert "There is no saved block training-job/no-such-job" in str(caught.value)
+
+
+def test_what_later_versions_bring_says_so(sandbox: SandboxProcess) -> None:
+    with pytest.raises(NotSupported, match="suspend"):
+        wait_for_runs([], wait="suspend")
+
+
+async def test_a_suspended_laptop_is_no_other_account(sandbox: SandboxProcess) -> None:
+    """Tokens that ended without our noticing: one renewal, no error."""
+    handle = await acall(_submit_sleeper)
+    sandbox.control.expire_tokens()
+    status = await TrainingRun(handle).astatus()
+    assert status.state in (RunState.SCHEDULED, RunState.RUNNING)
+    assert json.loads(handle.model_dump_json())["kind"] == "mantik"
+
+
+async def _submit_sleeper() -> RunHandle:
+    from prefect_mantik.jobs import submit
+
+    job = await TrainingJob.aload("train-alder")
+    job = job.model_copy(update={"entry_point": "sleep", "parameters": {"seconds": 60}})
+    return await submit(job, key="slept")
