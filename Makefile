@@ -6,14 +6,15 @@ RUN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 STAMP := $(VENV)/.built
 
-.PHONY: demo sandbox test lint format all-slow clean help
+.PHONY: help demo sandbox test lint format all-slow conformance-test bench bench-import clean
+.DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      train at three sites of a sandbox, compare, keep the best"
 	@echo "make sandbox   run the sandbox until Ctrl-C, and write .env"
 	@echo "make test      the fast tests"
 	@echo "make lint      ruff and mypy"
-	@echo "make all-slow  the slow suites, each with a target of its own"
+	@echo "make all-slow  the slow suites: conformance-test (other people's clients and servers), bench"
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -37,6 +38,16 @@ sandbox: $(STAMP)
 
 test: $(STAMP)
 	$(RUN)/python -m pytest -m "not slow and not network"
+
+all-slow: conformance-test bench
+
+conformance-test: $(STAMP)
+	$(RUN)/python -m pytest tests/conformance -m slow
+
+bench: bench-import
+
+bench-import: $(STAMP)
+	$(RUN)/python benchmarks/import_cost.py
 
 lint: $(STAMP)
 	$(RUN)/ruff check .

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from prefect_mantik.tracking import TrackingClient
 
 DOCUMENTATION = "https://mantik-ai.gitlab.io/mantik/"
-LOGO = "https://gitlab.com/uploads/-/system/group/avatar/13036230/mantik.png"
+LOGO = "https://github.com/mantik-ai.png"
 
 B = TypeVar("B", bound=Block)
 

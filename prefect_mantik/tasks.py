@@ -248,7 +248,7 @@ async def agather_metrics(
 def select_best_run(
     metrics: Sequence[RunMetrics], metric: str, *, mode: Mode, at: Literal["final", "best"] = "final"
 ) -> RunMetrics:
-    """The run with the best value of a metric. Runs without the metric, or whose value is not a number, do not count.
+    """The run with the best value of a metric. Runs without the metric, or whose value is not finite, do not count.
 
     Args:
         metrics: From `gather_metrics`.
@@ -265,11 +265,13 @@ def select_best_run(
         raise ValueError(f'mode is "min" or "max", not {mode!r}')
     if at != "final":
         raise NotSupported(f'at={at!r} is not in this version: use at="final", the last value of each run.')
-    usable = [run for run in metrics if metric in run.final and not math.isnan(run.final[metric].value)]
+    usable = [run for run in metrics if metric in run.final and math.isfinite(run.final[metric].value)]
     if not usable:
         known = sorted({name for run in metrics for name in run.final})
         shown = f"they logged {', '.join(known)}" if known else "they logged no metric at all"
-        raise MetricMissing(f"None of {len(metrics)} training runs has a value of the metric {metric!r}: {shown}.")
+        raise MetricMissing(
+            f"None of {len(metrics)} training runs has a finite value of the metric {metric!r}: {shown}."
+        )
     choose = min if mode == "min" else max
     return choose(usable, key=lambda run: run.final[metric].value)
 

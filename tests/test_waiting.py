@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -30,22 +30,18 @@ class Clock:
     async def sleep(self, seconds: float) -> None:
         self.sleeps.append(seconds)
         self.now += seconds
-        await _really_sleep(0)
+        await asyncio.sleep(0)
 
     def time(self) -> datetime:
         return START + timedelta(seconds=self.now)
 
 
-_really_sleep = asyncio.sleep
-
-
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(poller.asyncio, "sleep", made.sleep)
-    monkeypatch.setattr(poller.time, "monotonic", lambda: made.now)
-    yield made
-    monkeypatch.undo()
+    monkeypatch.setattr(poller, "sleep", made.sleep)
+    monkeypatch.setattr(poller, "monotonic", lambda: made.now)
+    return made
 
 
 class ScriptedSite(Site):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
+from asyncio import sleep
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from time import monotonic
 
 from prefect_mantik.errors import SiteSilent, WaitTimeout
 from prefect_mantik.log import run_logger
@@ -31,7 +32,7 @@ class _Watched:
     status: RunStatus | None = None
     asked_since: float | None = None
     """When it could first not be asked, while it still cannot."""
-    changed: float = field(default_factory=time.monotonic)
+    changed: float = field(default_factory=lambda: monotonic())
     life_at: datetime | None = None
     warned: bool = False
 
@@ -76,7 +77,7 @@ async def wait_until_ended(
 
 
 async def _wait_for_account(runs: Sequence[_Watched], reopen: Reopen) -> None:
-    began = time.monotonic()
+    began = monotonic()
     while True:
         open_runs = [run for run in runs if not run.ended]
         if not open_runs:
@@ -90,8 +91,8 @@ async def _wait_for_account(runs: Sequence[_Watched], reopen: Reopen) -> None:
         if any(status.reason is Reason.PAUSED for status in statuses.values()):
             # A refused login is not tried again; a changed block is another account, and asks anew.
             open_runs[0].site = await reopen(open_runs[0].handle)
-        pause = min(max((time.monotonic() - began) / 10, SHORTEST), LONGEST)
-        await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311  # jitter
+        pause = min(max((monotonic() - began) / 10, SHORTEST), LONGEST)
+        await sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311  # jitter
 
 
 def _take(run: _Watched, status: RunStatus) -> None:
@@ -100,20 +101,20 @@ def _take(run: _Watched, status: RunStatus) -> None:
         _say_unknown(run, status)
         return
     if run.asked_since is not None:
-        silent = time.monotonic() - run.asked_since
+        silent = monotonic() - run.asked_since
         run_logger().info("%s: can be asked again after %.0f s.", run.handle.describe(), silent)
         run.asked_since = None
     before, run.status = run.status, _with_observed_start(run.status, status)
     if before is None or before.state is not status.state:
-        run.changed, run.warned = time.monotonic(), False
+        run.changed, run.warned = monotonic(), False
         run_logger().log(_level(status), "%s: %s", run.handle.describe(), _change(run.status))
     if status.life_at != run.life_at:
-        run.life_at, run.changed, run.warned = status.life_at, time.monotonic(), False
+        run.life_at, run.changed, run.warned = status.life_at, monotonic(), False
 
 
 def _say_unknown(run: _Watched, status: RunStatus) -> None:
     if run.asked_since is None:
-        run.asked_since = time.monotonic()
+        run.asked_since = monotonic()
         what_next = (
             "Waiting goes on, and asks again when the credentials change."
             if status.reason is Reason.PAUSED
@@ -156,7 +157,7 @@ def _level(status: RunStatus) -> int:
 
 
 def _heed_silence(runs: Sequence[_Watched]) -> None:
-    now = time.monotonic()
+    now = monotonic()
     for run in runs:
         if run.status is None or run.status.state is not RunState.RUNNING:
             continue

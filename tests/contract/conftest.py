@@ -26,9 +26,11 @@ DEFAULTS: dict[str, Any] = {
 
 ROADS: dict[str, tuple[dict[str, Any], set[Capability]]] = {
     "platform": ({}, set()),
-    "platform, names unchanged": ({"run_name": "unchanged"}, set()),
     "platform, runs appear later": ({"run_appears": "later", "run_appears_after": 0.7}, set()),
-    "platform, all endpoints": ({"all_endpoints": True}, {Capability.LOGS, Capability.CANCEL}),
+    "platform, names unchanged, all endpoints": (
+        {"run_name": "unchanged", "all_endpoints": True},
+        {Capability.LOGS, Capability.CANCEL},
+    ),
 }
 
 

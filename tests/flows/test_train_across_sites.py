@@ -7,7 +7,13 @@ from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    ArtifactFilterKey,
+    LogFilter,
+    LogFilterFlowRunId,
+)
 from prefect.client.schemas.objects import Artifact, FlowRun, Log
 from prefect.states import State
 
@@ -27,7 +33,9 @@ async def artifacts(flow_run_id: UUID | None) -> list[Artifact]:
     assert flow_run_id is not None
     async with get_client() as client:
         return await client.read_artifacts(
-            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]))
+            artifact_filter=ArtifactFilter(
+                flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]), key=ArtifactFilterKey(exists_=True)
+            )
         )
 
 
@@ -108,7 +116,7 @@ def test_one_of_three_is_refused_and_the_others_are_waited_for(sandbox: SandboxP
 
 def test_a_run_without_metrics_is_named(sandbox: SandboxProcess) -> None:
     silent = TrainingJob.load("train-alder").model_copy(update={"entry_point": "silent", "parameters": {}})
-    with pytest.raises(MetricMissing, match="None of 1 training runs has a value of the metric 'val_loss'"):
+    with pytest.raises(MetricMissing, match="None of 1 training runs has a finite value of the metric 'val_loss'"):
         run([silent]).result()
 
 

@@ -45,6 +45,10 @@ if arguments == ["--version"]:
     print(f"mlflow, version {version}")
 else:
     assert not [name for name in os.environ if name.startswith(("MANTIK_", "AWS_"))]
-    option = "--gunicorn-opts=--bind unix:" if version.startswith("2") else "--uvicorn-opts=--uds "
-    path = next(argument.removeprefix(option) for argument in arguments if argument.startswith(option))
+    given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    if version.startswith("2"):
+        # gunicorn binds to "host:port", as one word.
+        path = f"{given['--host'].removeprefix('unix:')}:{given['--port']}"
+    else:
+        path = given["--uvicorn-opts"].removeprefix("--uds ")
     Server(path, Handler).serve_forever()

@@ -1,0 +1,52 @@
+"""What `from prefect_mantik import submit_run, TrainingJob` adds to importing prefect, its JobBlock and httpx.
+
+Fresh processes in turn, so that a machine that slows down slows both; medians and the largest are printed.
+
+    python benchmarks/import_cost.py [rounds]
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+import sys
+
+TARGET = 0.15
+ROUNDS = 9
+
+_BASE = (
+    "import time; start = time.perf_counter(); import prefect, httpx; from prefect.blocks.abstract import JobBlock; "
+)
+_PREFECT = _BASE + "prefect.flow, prefect.task; "
+_OURS = "middle = time.perf_counter(); from prefect_mantik import submit_run, TrainingJob; "
+_REPORT = "print(middle - start, time.perf_counter() - middle)"
+
+
+def measured() -> tuple[float, float]:
+    """Seconds for the base and for what we add, in one fresh process."""
+    done = subprocess.run(
+        [sys.executable, "-c", _PREFECT + _OURS + _REPORT], capture_output=True, text=True, check=True, timeout=120
+    )
+    base, added = done.stdout.split()[-2:]
+    return float(base), float(added)
+
+
+def main() -> int:
+    """Print one line, and fail where the target is missed."""
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS
+    measured()  # compiles
+    bases, added = zip(*(measured() for _ in range(rounds)), strict=True)
+    ours, base = statistics.median(added), statistics.median(bases)
+    met = ours <= TARGET
+    print(
+        f"import: adds {ours:.3f} s (largest {max(added):.3f}) to {base:.3f} s of prefect, JobBlock and httpx, "
+        f"ratio {ours / base:.3f}, target {TARGET} s, {'met' if met else 'missed'}; median of {rounds}, "
+        f"Python {platform.python_version()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+    )
+    return 0 if met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
