@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
@@ -16,12 +16,12 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 
 from prefect_mantik.errors import LoginRefused, NotFound, RequestFailed, ServiceUnavailable
 from prefect_mantik.log import run_logger
-from prefect_mantik.loop import http_client
+from prefect_mantik.loop import calls_in_flight, http_client
 
 TOTAL_TIMEOUT = 120.0
 """Seconds that one call may take, with all its repeats."""
 
-READ_TIMEOUT = 60.0
+CONNECT_TIMEOUT = 10.0
 
 MAX_DETAIL = 400
 """Characters of a server's explanation that an error shows."""
@@ -42,6 +42,35 @@ class TokenSource(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Call:
+    """One call.
+
+    Attributes:
+        method: HTTP method.
+        path: Path with placeholders in braces, as errors show it.
+        values: What the placeholders stand for.
+        params: Query parameters.
+        json: Body.
+        repeatable: Whether the call may be made again after an answer that leaves open whether it was served. Where
+            False, it is made again only after a 429 or when no connection came about.
+        timeout: Seconds for the call with all its repeats; one try of a repeatable call takes half of it at most.
+        hide: Secrets that the request holds: a server may repeat them, an error must not.
+    """
+
+    method: str
+    path: str
+    values: Mapping[str, object] = field(default_factory=dict)
+    params: Mapping[str, str] | None = None
+    json: Any = None
+    repeatable: bool = True
+    timeout: float = TOTAL_TIMEOUT
+    hide: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path}"
+
+
 class JsonApi:
     """One JSON API, called as one account.
 
@@ -60,32 +89,8 @@ class JsonApi:
         url = urlsplit(self.base_url)
         self._account = f"{username}@{url.scheme}://{url.netloc}"
 
-    async def call(
-        self,
-        method: str,
-        path: str,
-        *,
-        values: Mapping[str, object] | None = None,
-        params: Mapping[str, str] | None = None,
-        json: Any = None,
-        repeatable: bool = True,
-        timeout: float = TOTAL_TIMEOUT,
-        read_timeout: float = READ_TIMEOUT,
-        hide: Sequence[str] = (),
-    ) -> Any:
-        """Call the API and return the JSON that it answers (None for an empty body).
-
-        Args:
-            method: HTTP method.
-            path: Path with placeholders in braces, as errors show it.
-            values: What the placeholders stand for.
-            params: Query parameters.
-            json: Body.
-            repeatable: Whether the call may be made again after an answer that leaves open whether it was served.
-                Where False, it is made again only after a 429 or when no connection came about.
-            timeout: Seconds for the call with all its repeats.
-            read_timeout: Seconds without a byte after which an answer is given up.
-            hide: Secrets that the request holds: a server may repeat them, an error must not.
+    async def call(self, call: Call) -> Any:
+        """Make a call and return the JSON that the server answers (None for an empty body).
 
         Raises:
             LoginRefused: 401, also with a fresh token.
@@ -93,137 +98,96 @@ class JsonApi:
             RequestFailed: The server refused the request.
             ServiceUnavailable: No usable answer.
         """
-        response = await self.fetch(
-            method,
-            path,
-            values=values,
-            params=params,
-            json=json,
-            repeatable=repeatable,
-            timeout=timeout,
-            read_timeout=read_timeout,
-            hide=hide,
-        )
+        response = await self.fetch(call)
         if not response.content:
             return None
         try:
             return response.json()
         except ValueError:
-            raise self._error(
-                ServiceUnavailable, method, path, response, "answered something that is not JSON"
-            ) from None
+            raise self._error(ServiceUnavailable, call, response, "answered something that is not JSON") from None
 
-    async def fetch(
-        self,
-        method: str,
-        path: str,
-        *,
-        values: Mapping[str, object] | None = None,
-        params: Mapping[str, str] | None = None,
-        json: Any = None,
-        repeatable: bool = True,
-        timeout: float = TOTAL_TIMEOUT,
-        read_timeout: float = READ_TIMEOUT,
-        hide: Sequence[str] = (),
-    ) -> httpx.Response:
+    async def fetch(self, call: Call) -> httpx.Response:
         """As `call`, but return the whole response."""
-        filled = path.format(**{name: quote(str(value), safe="") for name, value in (values or {}).items()})
+        filled = call.path.format(**{name: quote(str(value), safe="") for name, value in call.values.items()})
         request = http_client(self._account).build_request(
-            method,
+            call.method,
             f"{self.base_url}{filled}",
-            params=params,
-            json=json,
-            timeout=httpx.Timeout(read_timeout, connect=10),
+            params=call.params,
+            json=call.json,
+            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT),
         )
         repeats = AsyncRetrying(
             retry=retry_if_exception_type(_Repeat),
             wait=_pause,
-            stop=stop_before_delay(timeout),
-            before_sleep=self._say_pause,
+            stop=stop_before_delay(call.timeout),
+            before_sleep=_say_pause,
             reraise=True,
         )
-        deadline = time.monotonic() + timeout
         try:
             async for attempt in repeats:
                 with attempt:
-                    return await self._once(request, path, repeatable, deadline, hide)
+                    return await self._once(request, call)
         except _Repeat as last:
             raise last.error from last.__cause__
         raise AssertionError("tenacity ends by a result or an error")
 
-    async def _once(
-        self, request: httpx.Request, path: str, repeatable: bool, deadline: float, hide: Sequence[str]
-    ) -> httpx.Response:
-        response = await self._send(request, path, repeatable, deadline)
+    async def _once(self, request: httpx.Request, call: Call) -> httpx.Response:
+        response = await self._send(request, call)
         if response.status_code == 401 and self._tokens is not None:
             # The token expired early, by the server's clock: a fresh one gets one chance.
             self._tokens.invalidate(request.headers["Authorization"].removeprefix("Bearer "))
-            response = await self._send(request, path, repeatable, deadline)
+            response = await self._send(request, call)
         if response.is_success:
             return response
-        raise self._judged(response, request.method, path, repeatable, hide)
+        raise self._judged(response, call)
 
-    async def _send(self, request: httpx.Request, path: str, repeatable: bool, deadline: float) -> httpx.Response:
+    async def _send(self, request: httpx.Request, call: Call) -> httpx.Response:
         if self._tokens is not None:
             request.headers["Authorization"] = f"Bearer {await self._tokens.token()}"
         try:
-            with anyio.fail_after(max(0.0, deadline - time.monotonic())):
-                return await http_client(self._account).send(request)
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            async with calls_in_flight(self._account):
+                with anyio.fail_after(call.timeout / 2 if call.repeatable else call.timeout):
+                    return await http_client(self._account).send(request)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             failure = ServiceUnavailable(
-                f"{request.method} {path}: no connection to {self.base_url} ({_cause(error)}). "
+                f"{call}: no connection to {self.base_url} ({_cause(error)}). "
                 "Nothing was sent. Check the URL and the network.",
-                method=request.method,
-                path=path,
+                method=call.method,
+                path=call.path,
                 sent=False,
             )
             raise _Repeat(failure) from error
         except (httpx.TransportError, TimeoutError) as error:
             failure = ServiceUnavailable(
-                f"{request.method} {path}: no answer from {self.base_url} ({_cause(error)}).",
-                method=request.method,
-                path=path,
+                f"{call}: no answer from {self.base_url} ({_cause(error)}).", method=call.method, path=call.path
             )
-            if repeatable and not isinstance(error, TimeoutError):
+            if call.repeatable:
                 raise _Repeat(failure) from error
             raise failure from error
 
-    def _judged(
-        self, response: httpx.Response, method: str, path: str, repeatable: bool, hide: Sequence[str]
-    ) -> Exception:
+    def _judged(self, response: httpx.Response, call: Call) -> Exception:
         status = response.status_code
         if status == 429:
-            error = self._error(ServiceUnavailable, method, path, response, "asks to slow down", hide, sent=False)
+            error = self._error(ServiceUnavailable, call, response, "asks to slow down", sent=False)
             return _Repeat(error, retry_after(response))
-        if status >= 500 or status in (408, 425) or response.is_redirect:
-            error = self._error(ServiceUnavailable, method, path, response, "could not answer", hide)
-            return _Repeat(error, retry_after(response)) if repeatable and not response.is_redirect else error
+        if response.is_redirect:
+            return self._error(ServiceUnavailable, call, response, "sends us elsewhere, which we do not follow")
+        if status >= 500 or status in (408, 425):
+            error = self._error(ServiceUnavailable, call, response, "could not answer")
+            return _Repeat(error, retry_after(response)) if call.repeatable else error
         if status == 401:
-            return self._error(LoginRefused, method, path, response, f"refused the login of {self.username!r}", hide)
+            return self._error(LoginRefused, call, response, f"refused the login of {self.username!r}")
         if status == 404:
-            return self._error(NotFound, method, path, response, "knows no such thing", hide)
-        return self._error(RequestFailed, method, path, response, "refused the request", hide)
+            return self._error(NotFound, call, response, "knows no such thing")
+        return self._error(RequestFailed, call, response, "refused the request")
 
     def _error(
-        self,
-        kind: type[RequestFailed],
-        method: str,
-        path: str,
-        response: httpx.Response,
-        what: str,
-        hide: Sequence[str] = (),
-        **more: Any,
+        self, kind: type[RequestFailed], call: Call, response: httpx.Response, what: str, **more: Any
     ) -> RequestFailed:
         token = response.request.headers.get("Authorization", "").removeprefix("Bearer ")
-        detail = _shortened(_hidden(explanation(response), [token, *hide]))
-        message = f"{method} {path}: {self.name} {what} (HTTP {response.status_code}: {detail})."
-        return kind(message, method=method, path=path, status=response.status_code, detail=detail, **more)
-
-    def _say_pause(self, state: RetryCallState) -> None:
-        seconds = state.upcoming_sleep
-        error = state.outcome.exception() if state.outcome else None
-        if seconds >= _SECONDS_WORTH_A_LINE and isinstance(error, _Repeat):
-            run_logger().warning("%s Asking again in %.0f s.", error.error, seconds)
+        detail = _shortened(_hidden(explanation(response), [token, *call.hide]))
+        message = f"{call}: {self.name} {what} (HTTP {response.status_code}: {detail})."
+        return kind(message, method=call.method, path=call.path, status=response.status_code, detail=detail, **more)
 
 
 class _Repeat(Exception):
@@ -239,6 +203,13 @@ def _pause(state: RetryCallState) -> float:
     told = error.retry_after if isinstance(error, _Repeat) else None
     jittered = _BACKOFF(state)
     return jittered if told is None else told + min(jittered, 1.0)
+
+
+def _say_pause(state: RetryCallState) -> None:
+    seconds = state.upcoming_sleep
+    error = state.outcome.exception() if state.outcome else None
+    if seconds >= _SECONDS_WORTH_A_LINE and isinstance(error, _Repeat):
+        run_logger().warning("%s Asking again in %.0f s.", error.error, seconds)
 
 
 def retry_after(response: httpx.Response) -> float | None:

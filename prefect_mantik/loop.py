@@ -152,9 +152,15 @@ def http_client(account: str) -> httpx.AsyncClient:
     """
     return httpx.AsyncClient(
         verify=tls_context(),
-        limits=httpx.Limits(max_connections=MAX_CALLS_IN_FLIGHT, max_keepalive_connections=MAX_CALLS_IN_FLIGHT),
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=MAX_CALLS_IN_FLIGHT),
         headers={"User-Agent": "prefect-mantik"},
     )
+
+
+@per_process
+def calls_in_flight(account: str) -> asyncio.Semaphore:
+    """Held during each request of an account: waiting for one's turn is no part of a request's time."""
+    return asyncio.Semaphore(MAX_CALLS_IN_FLIGHT)
 
 
 if hasattr(os, "register_at_fork"):

@@ -8,10 +8,10 @@ from uuid import UUID
 
 from pydantic import BaseModel, SecretStr, ValidationError
 
-from prefect_mantik.api import READ_TIMEOUT, TOTAL_TIMEOUT, JsonApi
+from prefect_mantik.api import TOTAL_TIMEOUT, Call, JsonApi
 from prefect_mantik.errors import NotFound, NotSupported, RequestFailed, ServiceUnavailable
 from prefect_mantik.loop import per_process
-from prefect_mantik.platform.endpoints import Endpoint, endpoints
+from prefect_mantik.platform.endpoints import endpoints
 from prefect_mantik.platform.schemas import ConnectionAnswer, Experiment, PlatformRun, SubmittedRun
 from prefect_mantik.platform.tokens import PlatformTokens
 
@@ -51,7 +51,6 @@ class PlatformClient:
             {"projectId": project_id},
             json=dict(body),
             timeout=SUBMIT_TIMEOUT,
-            read_timeout=SUBMIT_TIMEOUT,
             hide=[str(body["connectionId"])],
         )
         return self._read(SubmittedRun, "submit_run", answer)
@@ -116,21 +115,22 @@ class PlatformClient:
         self,
         name: str,
         values: Mapping[str, object],
+        *,
         json: Any = None,
         timeout: float = TOTAL_TIMEOUT,
-        read_timeout: float = READ_TIMEOUT,
         hide: Sequence[str] = (),
     ) -> Any:
-        endpoint: Endpoint = self._table[name]
+        endpoint = self._table[name]
         return await self._api.call(
-            endpoint.method,
-            endpoint.path,
-            values=values,
-            json=json,
-            repeatable=endpoint.repeatable,
-            timeout=timeout,
-            read_timeout=read_timeout,
-            hide=hide,
+            Call(
+                endpoint.method,
+                endpoint.path,
+                values=values,
+                json=json,
+                repeatable=endpoint.repeatable,
+                timeout=timeout,
+                hide=hide,
+            )
         )
 
     def _read(self, kind: type[M], name: str, answer: Any) -> M:

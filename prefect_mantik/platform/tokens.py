@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from time import time as wall_clock
 from uuid import UUID
 
 import httpx
 from pydantic import BaseModel, SecretStr, ValidationError
 
-from prefect_mantik.api import JsonApi, server_time
+from prefect_mantik.api import Call, JsonApi, server_time
 from prefect_mantik.errors import LoginRefused, RequestFailed, ServiceUnavailable
 from prefect_mantik.log import run_logger
 from prefect_mantik.loop import SingleFlight
@@ -52,7 +52,7 @@ class _Token:
     def is_fresh(self) -> bool:
         """By the server's clock: ours may be wrong, and the wall clock goes on while a laptop sleeps."""
         margin = min(MAX_MARGIN, self.lifetime / 5)
-        return time.time() + self.clock_ahead < self.expires_at.timestamp() - margin
+        return wall_clock() + self.clock_ahead < self.expires_at.timestamp() - margin
 
 
 class PlatformTokens:
@@ -139,7 +139,7 @@ class PlatformTokens:
 
     async def _ask(self, endpoint: Endpoint, body: dict[str, str]) -> _Token:
         hide = [value for name, value in body.items() if name != "username"]
-        response = await self._api.fetch(endpoint.method, endpoint.path, json=body, hide=hide)
+        response = await self._api.fetch(Call(endpoint.method, endpoint.path, json=body, hide=hide))
         try:
             answer = TokenAnswer.model_validate(response.json())
         except (ValidationError, ValueError):
@@ -155,12 +155,13 @@ class PlatformTokens:
 
 
 def _received(answer: TokenAnswer, response: httpx.Response) -> _Token:
-    now = server_time(response)
+    # The header Date drops the fraction: the server's clock may be almost a second further.
+    now = server_time(response) + timedelta(seconds=1)
     return _Token(
         access=answer.access_token.get_secret_value(),
         refresh=answer.refresh_token.get_secret_value() if answer.refresh_token else None,
         expires_at=answer.expires_at,
-        clock_ahead=now.timestamp() - time.time(),
+        clock_ahead=now.timestamp() - wall_clock(),
         lifetime=max(0.0, (answer.expires_at - now).total_seconds()),
     )
 

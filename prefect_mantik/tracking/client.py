@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, SecretStr
 
-from prefect_mantik.api import TOTAL_TIMEOUT, JsonApi, TokenSource
+from prefect_mantik.api import TOTAL_TIMEOUT, Call, JsonApi, TokenSource
 from prefect_mantik.errors import NotFound, RequestFailed, ServiceUnavailable
 from prefect_mantik.loop import per_process
 from prefect_mantik.platform import platform_client
@@ -138,7 +138,7 @@ class TrackingClient:
             RequestFailed: It refused the request.
             ServiceUnavailable: No usable answer.
         """
-        answer = await self._api.call(method, f"{_MLFLOW}/{path}", json=json, params=params, timeout=timeout)
+        answer = await self._api.call(Call(method, f"{_MLFLOW}/{path}", json=json, params=params, timeout=timeout))
         if not isinstance(answer, dict):
             raise ServiceUnavailable(
                 f"{method} {_MLFLOW}/{path}: {self.uri} does not answer as MLflow does. Is this the tracking URI?",

@@ -8,14 +8,12 @@ import uuid
 import pytest
 
 from prefect_mantik import MantikConnection
-from prefect_mantik.api import JsonApi
 from prefect_mantik.errors import (
     DuplicateJobs,
     KeyInUse,
     LoginRefused,
     NotFound,
     RunEnded,
-    ServiceUnavailable,
     SubmitRefused,
     SubmitUnknown,
 )
@@ -172,12 +170,3 @@ async def test_a_wrong_password_is_tried_once(platform_road: Road) -> None:
             await platform_road.submit(new_key(), job.spec(), site=job.site.open(job.project))
         assert "wrong " not in str(caught.value)
     assert sandbox.control.count(route="/mantik/tokens/create") == 1
-
-
-async def test_a_platform_that_is_not_there(platform_road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(JsonApi.fetch.__kwdefaults__, "timeout", 1.0)
-    account = credentials(
-        platform_road.sandbox, api_url="http://127.0.0.1:9", tracking_uri="http://127.0.0.1:9/tracking"
-    )
-    with pytest.raises(ServiceUnavailable, match="no connection to http://127.0.0.1:9 .*Nothing was sent"):
-        await acall(account.get_client()._api.call, "GET", "/x", timeout=1)
