@@ -52,7 +52,7 @@ def mantik_site(sandbox: SandboxProcess, name: str = "alder", **fields: Any) -> 
         connection_id=env[f"MANTIK_CONNECTION_ID_{name.upper()}"],
         credentials=fields.pop("credentials", None) or credentials(sandbox),
     )
-    given = {"connection": connection, "backend_config": {**where, "Resources": resources}, "settle": 2.0}
+    given = {"connection": connection, "backend_config": {**where, "Resources": resources}, "settle": 1.2}
     return MantikSite(**{**given, **fields})
 
 

@@ -26,7 +26,7 @@ DEFAULTS: dict[str, Any] = {
 
 ROADS: dict[str, tuple[dict[str, Any], set[Capability]]] = {
     "platform": ({}, set()),
-    "platform, runs appear later": ({"run_appears": "later", "run_appears_after": 0.7}, set()),
+    "platform, runs appear later": ({"run_appears": "later", "run_appears_after": 0.5}, set()),
     "platform, names unchanged, all endpoints": (
         {"run_name": "unchanged", "all_endpoints": True},
         {Capability.LOGS, Capability.CANCEL},

@@ -32,8 +32,8 @@ POST_RUNS = {"method": "POST", "route": "/projects/{projectId}/runs"}
         pytest.param({"action": "status", "status": 502, "body": "<html><title>Bad Gateway</title>"}, id="502"),
         pytest.param({"action": "drop_before"}, id="lost on the way"),
         pytest.param({"action": "status", "status": 429, "retry_after": 1}, id="429"),
-        pytest.param({"action": "late", "status": 504, "seconds": 1}, id="504, accepted late"),
-        pytest.param({"action": "late", "status": None, "seconds": 1}, id="cut, accepted late"),
+        pytest.param({"action": "late", "status": 504, "seconds": 0.6}, id="504, accepted late"),
+        pytest.param({"action": "late", "status": None, "seconds": 0.6}, id="cut, accepted late"),
         pytest.param({"action": "delay_after", "seconds": 1}, id="slow"),
     ],
 )
@@ -49,8 +49,9 @@ async def test_one_job_whatever_happens_to_the_post(faulty_road: Road, fault: di
 async def test_a_platform_that_never_answers_is_unknown_and_resolved_later(platform_road: Road) -> None:
     road, key, ledger = platform_road, new_key(), MemoryLedger()
     road.sandbox.control.add_fault(**POST_RUNS, action="drop_before", times=None)
+    impatient = training_job(road.sandbox, site=mantik_site(road.sandbox, settle=0.3))
     with pytest.raises(SubmitUnknown, match=f"key '{key.name}'.*Submit again under the same key"):
-        await road.submit(key, ledger=ledger)
+        await road.submit(key, ledger=ledger, site=impatient.site.open(impatient.project))
     assert ledger.notes == {key.site_key: 1}
     road.sandbox.control.clear_faults()
     await road.submit(key, ledger=ledger)
@@ -59,7 +60,7 @@ async def test_a_platform_that_never_answers_is_unknown_and_resolved_later(platf
 
 async def test_accepted_but_not_shown_is_unknown_and_found_by_the_next_try(platform_road: Road) -> None:
     road, key, ledger = platform_road, new_key(), MemoryLedger()
-    road.sandbox.control.switch(run_appears="later", run_appears_after=3.5)
+    road.sandbox.control.switch(run_appears="later", run_appears_after=2.2)
     with pytest.raises(SubmitUnknown, match="accepted the run .* but does not show it"):
         await road.submit(key, ledger=ledger)
     handle = await road.submit(key, ledger=ledger)
@@ -71,7 +72,7 @@ async def test_accepted_but_not_shown_is_unknown_and_found_by_the_next_try(platf
 async def test_an_announced_submit_without_a_job_is_waited_for(platform_road: Road) -> None:
     """Killed between the platform's accept and our record, and the run is not visible yet."""
     road, key = platform_road, new_key()
-    road.sandbox.control.switch(run_appears="later", run_appears_after=1)
+    road.sandbox.control.switch(run_appears="later", run_appears_after=0.7)
     job = training_job(road.sandbox)
     site = job.site.open(job.project)
     await acall(site.post, road.spec(), key, 1)

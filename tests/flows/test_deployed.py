@@ -56,9 +56,9 @@ def test_deployed_with_a_schedule_and_run_by_a_worker(sandbox: SandboxProcess, p
     try:
         state = _ended(prefect_server, run["id"])
         assert state["type"] == "COMPLETED", (state, _logs(prefect_server, run["id"]))
+        output, _ = worker.communicate(timeout=60)
     finally:
-        worker.terminate()
-        output, _ = worker.communicate(timeout=30)
+        worker.kill()
     assert sandbox.env["MANTIK_PASSWORD"] not in output
     text = _logs_until(prefect_server, run["id"], "registered as deployed version 1")
     assert "at alder: FINISHED" in text
