@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml
 		uv pip install --quiet --python $(RUN)/python -e '.[dev]'; \
 	else \
 		$(PYTHON) -m venv $(VENV) && \
-		$(RUN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'; \
+		$(RUN)/python -m pip install -qq --disable-pip-version-check -e '.[dev]'; \
 	fi && echo "built $(VENV) in $$(( $$(date +%s) - start )) s"
 	@touch $@
 

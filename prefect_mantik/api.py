@@ -14,6 +14,7 @@ import anyio
 import httpx
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_before_delay, wait_random_exponential
 
+from prefect_mantik.environment import is_loopback
 from prefect_mantik.errors import LoginRefused, NotFound, RequestFailed, ServiceUnavailable
 from prefect_mantik.log import run_logger
 from prefect_mantik.loop import calls_in_flight, http_client
@@ -25,6 +26,9 @@ CONNECT_TIMEOUT = 10.0
 
 MAX_DETAIL = 400
 """Characters of a server's explanation that an error shows."""
+
+HTML_PAGE = "an HTML page"
+"""How an explanation begins that a gateway gave, not the API."""
 
 _BACKOFF = wait_random_exponential(multiplier=0.5, max=20)
 _SECONDS_WORTH_A_LINE = 5.0
@@ -60,12 +64,12 @@ class Call:
 
     method: str
     path: str
-    values: Mapping[str, object] = field(default_factory=dict)
-    params: Mapping[str, str] | None = None
-    json: Any = None
+    values: Mapping[str, object] = field(default_factory=dict, repr=False)
+    params: Mapping[str, str] | None = field(default=None, repr=False)
+    json: Any = field(default=None, repr=False)
     repeatable: bool = True
     timeout: float = TOTAL_TIMEOUT
-    hide: Sequence[str] = ()
+    hide: Sequence[str] = field(default=(), repr=False)
 
     def __str__(self) -> str:
         return f"{self.method} {self.path}"
@@ -88,6 +92,7 @@ class JsonApi:
         self._tokens = tokens
         url = urlsplit(self.base_url)
         self._account = f"{username}@{url.scheme}://{url.netloc}"
+        self._loopback = is_loopback(url.hostname or "")
 
     async def call(self, call: Call) -> Any:
         """Make a call and return the JSON that the server answers (None for an empty body).
@@ -109,7 +114,7 @@ class JsonApi:
     async def fetch(self, call: Call) -> httpx.Response:
         """As `call`, but return the whole response."""
         filled = call.path.format(**{name: quote(str(value), safe="") for name, value in call.values.items()})
-        request = http_client(self._account).build_request(
+        request = http_client(self._account, self._loopback).build_request(
             call.method,
             f"{self.base_url}{filled}",
             params=call.params,
@@ -128,8 +133,8 @@ class JsonApi:
                 with attempt:
                     return await self._once(request, call)
         except _Repeat as last:
-            raise last.error from last.__cause__
-        raise AssertionError("tenacity ends by a result or an error")
+            failure = last.error
+        raise failure
 
     async def _once(self, request: httpx.Request, call: Call) -> httpx.Response:
         response = await self._send(request, call)
@@ -145,25 +150,19 @@ class JsonApi:
         if self._tokens is not None:
             request.headers["Authorization"] = f"Bearer {await self._tokens.token()}"
         try:
-            async with calls_in_flight(self._account):
+            async with calls_in_flight(self._account, repeatable=call.repeatable):
                 with anyio.fail_after(call.timeout / 2 if call.repeatable else call.timeout):
-                    return await http_client(self._account).send(request)
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            failure = ServiceUnavailable(
-                f"{call}: no connection to {self.base_url} ({_cause(error)}). "
-                "Nothing was sent. Check the URL and the network.",
-                method=call.method,
-                path=call.path,
-                sent=False,
+                    return await http_client(self._account, self._loopback).send(request)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
+            what = (
+                f"no connection to {self.base_url} ({_cause(error)}). Nothing was sent. Check the URL and the network."
             )
-            raise _Repeat(failure) from error
-        except (httpx.TransportError, TimeoutError) as error:
-            failure = ServiceUnavailable(
-                f"{call}: no answer from {self.base_url} ({_cause(error)}).", method=call.method, path=call.path
-            )
-            if call.repeatable:
-                raise _Repeat(failure) from error
-            raise failure from error
+            sent = False
+        except (httpx.RequestError, TimeoutError) as error:
+            what, sent = f"no usable answer from {self.base_url} ({_cause(error)}).", True
+        # Outside of `except`: httpx's errors hold the request with its secrets, and would be kept as a context.
+        failure = ServiceUnavailable(f"{call}: {what}", method=call.method, path=call.path, sent=sent)
+        raise _Repeat(failure) if call.repeatable or not sent else failure
 
     def _judged(self, response: httpx.Response, call: Call) -> Exception:
         status = response.status_code
@@ -247,7 +246,8 @@ def explanation(response: httpx.Response) -> str:
     except ValueError:
         return _page_title(response.text).strip() or nothing
     if isinstance(body, dict):
-        body = next((body[name] for name in ("detail", "message", "errorMessage", "error") if body.get(name)), "")
+        known = (body.get(name) for name in ("detail", "message", "errorMessage", "error"))
+        body = next((text for text in known if text and isinstance(text, str | list)), "")
     if isinstance(body, list):
         body = "; ".join(_finding(item) for item in body)
     return str(body).strip() or nothing
@@ -264,7 +264,7 @@ def _page_title(text: str) -> str:
     if "<" not in text:
         return text
     title = re.search(r"<title[^>]*>(.*?)</title>", text, re.IGNORECASE | re.DOTALL)
-    return f"an HTML page, {title.group(1).strip()!r}" if title else "an HTML page"
+    return f"{HTML_PAGE}, {title.group(1).strip()!r}" if title else HTML_PAGE
 
 
 def _hidden(text: str, secrets: Sequence[str]) -> str:

@@ -1,7 +1,8 @@
 """Blocks as code: a YAML file that says which blocks there are, with secrets from variables only.
 
 The file holds a list `blocks`. Each has a `type` (block type slug), a `name`, and its fields. In place of any value may
-stand `{env: NAME}`, the value of a variable, or `{block: slug/name}`, another saved block.
+stand `{env: NAME}`, the value of a variable, `{env: NAME, default: value}`, or `{block: slug/name}`, another saved
+block. A secret field takes a variable only.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import yaml
 from prefect.blocks.core import Block
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from prefect_mantik import _blocks
 from prefect_mantik.credentials import aload_block, validation_findings
@@ -89,6 +90,11 @@ def _entry(path: Path, number: int, item: Any) -> BlockEntry:
         raise ConfigurationError(
             f"{path}, block {entry.reference}: unknown field {', '.join(unknown)}; its fields are {', '.join(known)}."
         )
+    for name, value in entry.fields.items():
+        if known[name].annotation is SecretStr and not _is_variable(value):
+            raise ConfigurationError(
+                f"{path}, block {entry.reference}: {name} is a secret: write {{env: NAME}} and set that variable."
+            )
     return entry
 
 
@@ -127,8 +133,8 @@ def _made(entry: BlockEntry, fields: Any) -> Block:
 
 async def _resolved(value: Any, variables: Mapping[str, str], made: Mapping[str, Block]) -> Any:
     if isinstance(value, dict):
-        if set(value) == {"env"}:
-            return variables[str(value["env"])]
+        if _is_variable(value):
+            return variables.get(str(value["env"])) or value.get("default", "")
         if set(value) == {"block"}:
             return await _block(str(value["block"]), made)
         return {name: await _resolved(item, variables, made) for name, item in value.items()}
@@ -148,10 +154,14 @@ async def _block(reference: str, made: Mapping[str, Block]) -> Block:
     return await aload_block(BLOCK_TYPES[slug], name)
 
 
+def _is_variable(value: Any) -> bool:
+    return isinstance(value, dict) and "env" in value and set(value) <= {"env", "default"}
+
+
 def _variables_of(value: Any) -> set[str]:
     if isinstance(value, dict):
-        if set(value) == {"env"}:
-            return {str(value["env"])}
+        if _is_variable(value):
+            return set() if "default" in value else {str(value["env"])}
         return {name for item in value.values() for name in _variables_of(item)}
     if isinstance(value, list):
         return {name for item in value for name in _variables_of(item)}

@@ -18,6 +18,7 @@ import httpx
 
 from prefect_mantik.errors import MantikError
 from prefect_mantik.sandbox.process import SandboxProcess, start_sandbox
+from prefect_mantik.sandbox.watchdog import Watchdog
 
 START_TIMEOUT = 180.0
 
@@ -31,10 +32,14 @@ def run_demo(*, keep: bool = False) -> int:
         keep: Leave the servers running afterwards, until Ctrl-C, to look at them in a browser.
     """
     began = time.monotonic()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="prefect-mantik-demo-") as directory, contextlib.ExitStack() as stack:
+        watchdog = Watchdog()  # ends what we started even if we are killed
+        stack.callback(watchdog.close)
+        watchdog.remove_at_end(Path(directory))
         _say("starting a sandbox (platform, MLflow, three sites) and a Prefect server ...", began)
-        server = stack.enter_context(_prefect_server(Path(directory)))
+        server = stack.enter_context(_prefect_server(Path(directory), watchdog))
         sandbox = stack.enter_context(start_sandbox(timeout=START_TIMEOUT))
         environment = server.wait_ready()
         _say(f"ready: platform {sandbox.url}, MLflow {sandbox.tracking_uri}, Prefect {server.url}", began)
@@ -60,6 +65,8 @@ class _PrefectServer:
                 for name, value in os.environ.items()
                 if not name.startswith(("PREFECT_", "MANTIK_", "MLFLOW_"))
             },
+            # Where a proxy is set: it has no way to this machine's loopback.
+            **dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1,localhost"),
             "PREFECT_HOME": str(home),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_SERVER_API_HOST": "127.0.0.1",
@@ -77,6 +84,11 @@ class _PrefectServer:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+    @property
+    def pid(self) -> int:
+        """Its process, the head of a process group of its own."""
+        return self._process.pid
 
     def wait_ready(self) -> dict[str, str]:
         """Wait until it answers, and return the environment that points to it."""
@@ -105,12 +117,14 @@ class _PrefectServer:
 
 
 @contextlib.contextmanager
-def _prefect_server(home: Path) -> Iterator[_PrefectServer]:
+def _prefect_server(home: Path, watchdog: Watchdog) -> Iterator[_PrefectServer]:
     server = _PrefectServer(home)
+    watchdog.add(server.pid)
     try:
         yield server
     finally:
         server.stop()
+        watchdog.remove(server.pid)
 
 
 def _run(command: list[str], environment: Mapping[str, str], *, may_fail: bool = False) -> int:
@@ -159,4 +173,7 @@ def _train() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_save(Path(sys.argv[2])) if sys.argv[1] == "save" else _train())
+    try:
+        sys.exit(_save(Path(sys.argv[2])) if sys.argv[1] == "save" else _train())
+    except MantikError as error:
+        sys.exit(f"demo: {error}")

@@ -185,7 +185,7 @@ def check_url(value: str, *, form: str, paths: Collection[str] | None = None) ->
     fault = next((text for pattern, text in _URL_FAULTS.items() if re.match(pattern, value, re.I | re.S)), None)
     if not fault and (not host or not 0 < int(port or 443) < 65536 or (host[0] == "[" and not _address(host))):
         fault = "it has no valid host or port"
-    if not fault and scheme == "http" and not _is_loopback(host):
+    if not fault and scheme == "http" and not is_loopback(host):
         fault = "plain http is for a server on this machine only"
     if not fault and paths is not None and path not in paths:
         fault = "it has another path"
@@ -194,7 +194,8 @@ def check_url(value: str, *, form: str, paths: Collection[str] | None = None) ->
     return f"{scheme}://{host}{port and ':'}{port}{path}"
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address means this machine."""
     address = _address(host)
     return host == "localhost" or (address is not None and address.is_loopback)
 
@@ -284,6 +285,11 @@ class MantikEnvironment(_Variables):
             for one, other in (pair, pair[::-1])
             if one in given and other not in given
         ]
+        if "MANTIK_API_URL" in given and "MLFLOW_TRACKING_URI" not in given:
+            findings.append(
+                "MANTIK_API_URL is set and MLFLOW_TRACKING_URI is not: set both, or a platform's token would go to "
+                "another platform's tracking server"
+            )
         try:
             environment = cls.model_validate(given, context={"self_hosted": self_hosted})
         except ValidationError as error:

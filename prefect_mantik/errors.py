@@ -159,17 +159,17 @@ class SubmitsFailed(SubmitError):
     """Some of several submits failed.
 
     Attributes:
-        handles: The runs that were submitted, by key. They are live: wait for them or cancel them.
+        handles: The runs that were submitted or found, by key. They may be live: wait for them or cancel them.
         errors: What went wrong with each of the others, by key.
     """
 
     def __init__(self, handles: Mapping[str, RunHandle], errors: Mapping[str, BaseException]) -> None:
         self.handles, self.errors = dict(handles), dict(errors)
-        live = f" (live: {', '.join(self.handles)})" if self.handles else " (none is live)"
+        others = f" (submitted or found: {', '.join(self.handles)})" if self.handles else ""
         total = len(self.handles) + len(self.errors)
         super().__init__(
             _listed(
-                f"{len(self.errors)} of {total} training runs were not submitted{live}",
+                f"{len(self.errors)} of {total} training runs were not submitted{others}",
                 [f"{key}: {error}" for key, error in self.errors.items()],
             )
         )

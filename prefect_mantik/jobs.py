@@ -9,7 +9,7 @@ from prefect.blocks.abstract import JobBlock, JobRun
 from pydantic import ConfigDict, Field, ValidationError
 
 from prefect_mantik.credentials import DOCUMENTATION, LOGO, MantikProject, aload_block
-from prefect_mantik.errors import ConfigurationError, NotSupported, RequestFailed, RunsFailed
+from prefect_mantik.errors import ConfigurationError, NotSupported, RequestFailed, RunsFailed, ServiceUnavailable
 from prefect_mantik.ledger import FlowRunLedger, current_key, root_flow_run_id
 from prefect_mantik.log import run_logger, without_tokens
 from prefect_mantik.loop import acall, call
@@ -180,6 +180,7 @@ class TrainingRun(JobRun[RunResult]):
         Raises:
             RunsFailed: It did not finish.
             NotSupported: It has not ended.
+            ServiceUnavailable: The site cannot be asked now.
         """
         return call(_result, self.handle)
 
@@ -216,8 +217,10 @@ async def submit(
     """Submit a run of a job, on the background loop. See `tasks.submit_run`."""
     loaded = await aload_block(TrainingJob, job) if isinstance(job, str) else job
     spec, site = loaded.spec(parameters), loaded.site.open(loaded.project)
-    ledger = FlowRunLedger(await root_flow_run_id())
-    handle = await site.submit(spec, await current_key(key, scope), ledger=ledger, if_ended=if_ended, shared=shared)
+    root = await root_flow_run_id()
+    handle = await site.submit(
+        spec, await current_key(key, root, scope), ledger=FlowRunLedger(root), if_ended=if_ended, shared=shared
+    )
     remember(handle, site, loaded.project)
     return handle
 
@@ -229,7 +232,15 @@ async def status(handle: RunHandle) -> RunStatus:
 
 async def wait(handles: list[RunHandle], *, timeout: float | None = None) -> list[RunResult]:
     """Wait until runs ended, and return their results in the order given."""
-    sites = {handle: await site_of(handle) for handle in handles}
+    opened: dict[str, Site] = {}
+    sites: dict[RunHandle, Site] = {}
+    for handle in handles:
+        if handle.site not in opened:
+            sites[handle] = await site_of(handle)
+            if handle.site:
+                opened[handle.site] = sites[handle]
+        else:
+            sites[handle] = opened[handle.site]
     statuses = await wait_until_ended(sites, reopen=site_of, timeout=timeout)
     return [await _with_log(sites[handle], handle, statuses[handle]) for handle in handles]
 
@@ -248,6 +259,8 @@ async def log(handle: RunHandle) -> str:
 async def _result(handle: RunHandle) -> RunResult:
     site = await site_of(handle)
     now = (await site.poll([handle]))[handle]
+    if now.state is RunState.UNKNOWN:
+        raise ServiceUnavailable(f"{handle.describe()} cannot be asked now. {now.site_word}")
     if not now.state.is_end:
         raise NotSupported(f"{handle.describe()} has no result yet: it is {now.describe()}. Wait for it first.")
     result = await _with_log(site, handle, now)

@@ -11,7 +11,6 @@ import base64
 import contextlib
 import secrets
 from collections.abc import Mapping
-from datetime import datetime, timezone
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
@@ -20,9 +19,10 @@ from prefect.runtime import flow_run as runtime_flow_run
 from prefect.variables import Variable
 
 from prefect_mantik.errors import MantikError
+from prefect_mantik.log import run_logger
 from prefect_mantik.loop import per_process
 from prefect_mantik.runs import RunKey, Scope, check_key_name
-from prefect_mantik.sites.base import Site
+from prefect_mantik.sites.base import Announcement, Site
 
 ORIGIN_VARIABLE = "prefect_mantik_origin"
 
@@ -36,14 +36,14 @@ def _writing() -> asyncio.Lock:
     return asyncio.Lock()
 
 
-async def current_key(name: str, scope: Scope = "flow") -> RunKey:
-    """The key of a run for the flow run that is executing; outside of one, a key that outlives flow runs.
+async def current_key(name: str, root: UUID | None, scope: Scope = "flow") -> RunKey:
+    """The key of a run in the tree of a root flow run; without one, a key that outlives flow runs.
 
     Raises:
         KeyInvalid: The name cannot be a key.
     """
     check_key_name(name)
-    root = await root_flow_run_id() if scope == "flow" else None
+    root = root if scope == "flow" else None
     return RunKey(name=name, scope="flow" if root else "origin", origin=await origin(), root_flow_run_id=root)
 
 
@@ -74,23 +74,46 @@ class FlowRunLedger:
 
     def __init__(self, root: UUID | None) -> None:
         self._root = root
+        self.remembers = root is not None
 
-    async def announced(self, key: RunKey) -> int | None:
+    async def announced(self, key: RunKey) -> Announcement | None:
         """See `sites.base.Ledger`."""
-        attempt = (await self._labels()).get(_intent(key), "").partition(" ")[0]
-        return int(attempt) if attempt.isdigit() else None
+        return (await self.announcements()).get(key.site_key)
+
+    async def announcements(self) -> dict[str, Announcement]:
+        """All announced submits without a recorded handle, by site key."""
+        return {
+            name.removeprefix(_INTENT_LABEL): Announcement.model_validate_json(note)
+            for name, note in (await self._labels()).items()
+            if name.startswith(_INTENT_LABEL) and note
+        }
 
     async def open(self, key: RunKey, attempt: int, site: Site) -> None:
         """See `sites.base.Ledger`."""
-        notes = {_intent(key): f"{attempt} {site.name} {datetime.now(timezone.utc).isoformat(timespec='seconds')}"}
+        notes = {_intent(key): _announcement(attempt, site).model_dump_json()}
         if site.reference:
             notes[_SITE_LABEL + site.reference] = site.reference
-        await self._write(notes)
+        if not await self._write(notes):
+            raise MantikError(
+                f"Prefect did not keep notes in the labels of flow run {self._root}. Nothing was submitted."
+            )
+
+    async def accepted(self, key: RunKey, attempt: int, site: Site, receipt: str) -> None:
+        """See `sites.base.Ledger`."""
+        await self._note_of_a_job(key, _announcement(attempt, site, receipt).model_dump_json())
 
     async def close(self, key: RunKey) -> None:
         """See `sites.base.Ledger`."""
-        if _intent(key) in await self._labels():
-            await self._write({_intent(key): ""})
+        await self._note_of_a_job(key, "")
+
+    async def _note_of_a_job(self, key: RunKey, note: str) -> None:
+        try:
+            kept = (await self._labels()).get(_intent(key), "") == note or await self._write({_intent(key): note})
+        except Exception as error:  # noqa: BLE001  # whatever Prefect does now, it must not hide a job that exists
+            run_logger().warning("Prefect did not take a note on '%s' (%s): a retry looks longer.", key.name, error)
+            return
+        if not kept:
+            run_logger().warning("Prefect did not keep a note on '%s': a retry looks longer.", key.name)
 
     async def sites(self) -> list[str]:
         """References of the saved sites that this flow run submitted to."""
@@ -102,17 +125,21 @@ class FlowRunLedger:
         async with get_client() as client:
             return {name: str(value) for name, value in ((await client.read_flow_run(self._root)).labels or {}).items()}
 
-    async def _write(self, notes: Mapping[str, str]) -> None:
+    async def _write(self, notes: Mapping[str, str]) -> bool:
         """Write labels and read them back: the server merges by reading and writing, so that writers may lose some."""
         if self._root is None:
-            return
+            return True
         async with _writing(), get_client() as client:
             for _ in range(_TRIES):
                 await client.update_flow_run_labels(self._root, dict(notes))
                 labels = (await client.read_flow_run(self._root)).labels or {}
                 if all(labels.get(name) == value for name, value in notes.items()):
-                    return
-        raise MantikError(f"Prefect did not keep notes in the labels of flow run {self._root}. Nothing was submitted.")
+                    return True
+        return False
+
+
+def _announcement(attempt: int, site: Site, receipt: str | None = None) -> Announcement:
+    return Announcement(attempt=attempt, site=site.reference, project_id=site.project_id, receipt=receipt)
 
 
 def _intent(key: RunKey) -> str:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import contextvars
 import functools
+import logging
 import os
+import re
 import ssl
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar, cast
 
 import httpx
@@ -45,7 +48,7 @@ def per_process(function: Callable[P, T]) -> Callable[P, T]:
 
     The arguments must be hashable. A forked child starts with nothing.
     """
-    cached = functools.lru_cache(maxsize=256)(function)
+    cached = functools.lru_cache(maxsize=None)(function)
     _caches.append(cached.cache_clear)
     return cast("Callable[P, T]", cached)
 
@@ -142,26 +145,52 @@ def tls_context() -> ssl.SSLContext:
 
 
 @per_process
-def http_client(account: str) -> httpx.AsyncClient:
+def http_client(account: str, loopback: bool = False) -> httpx.AsyncClient:
     """The HTTP client of one account, to be used on the background loop only.
 
     It never follows redirects (a token would travel along), and httpx never reads netrc by itself.
 
     Args:
         account: User name and server, what tells accounts apart.
+        loopback: Whether the server is on this machine: then no proxy stands between.
     """
     return httpx.AsyncClient(
         verify=tls_context(),
+        trust_env=not loopback,
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=MAX_CALLS_IN_FLIGHT),
         headers={"User-Agent": "prefect-mantik"},
     )
 
 
-@per_process
-def calls_in_flight(account: str) -> asyncio.Semaphore:
-    """Held during each request of an account: waiting for one's turn is no part of a request's time."""
-    return asyncio.Semaphore(MAX_CALLS_IN_FLIGHT)
+@contextlib.asynccontextmanager
+async def calls_in_flight(account: str, *, repeatable: bool) -> AsyncIterator[None]:
+    """Wait for one's turn: four calls of an account at a time, of which one is never a submit (those take minutes).
 
+    Args:
+        account: As for `http_client`.
+        repeatable: False for submits.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        if not repeatable:
+            await stack.enter_async_context(_slots(account, MAX_CALLS_IN_FLIGHT - 1))
+        await stack.enter_async_context(_slots(account, MAX_CALLS_IN_FLIGHT))
+        yield
+
+
+@per_process
+def _slots(account: str, number: int) -> asyncio.Semaphore:
+    return asyncio.Semaphore(number)
+
+
+class _HideConnectionIds(logging.Filter):
+    """httpx logs the URL of each request, and a Connection ID is a secret."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = re.sub(r"(/connections/)[^/\s\"]+", r"\1***", record.getMessage()), ()
+        return True
+
+
+logging.getLogger("httpx").addFilter(_HideConnectionIds())
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_after_fork)

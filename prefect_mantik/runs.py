@@ -73,8 +73,11 @@ class RunSpec(BaseModel):
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the canonical JSON of the description, in hexadecimal."""
-        return _sha256(self.model_dump(mode="json"))
+        """SHA-256 over the canonical JSON of the description, in hexadecimal.
+
+        Without what has its default value: fields that later versions add do not change the digests of live runs.
+        """
+        return _sha256(self.model_dump(mode="json", exclude_defaults=True))
 
 
 class RunKey(BaseModel):
@@ -118,7 +121,7 @@ class RunKey(BaseModel):
     @property
     def digest(self) -> str:
         """SHA-256 over the full key, in hexadecimal: told apart even where site keys collide."""
-        return _sha256(self.model_dump(mode="json"))
+        return _sha256(self.model_dump(mode="json", exclude_defaults=True))
 
     @property
     def slug(self) -> str:

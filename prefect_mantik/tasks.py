@@ -16,7 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import task_run
 
 from prefect_mantik import jobs
-from prefect_mantik.credentials import MantikCredentials, aload_block
+from prefect_mantik.credentials import MantikCredentials, aload_block, reference
 from prefect_mantik.errors import MetricMissing, NotSupported, RunsFailed, SubmitsFailed
 from prefect_mantik.jobs import TrainingJob, TrainingRun, as_handle
 from prefect_mantik.loop import acall, call
@@ -37,8 +37,8 @@ R = TypeVar("R", bound=RunHandle | RunResult | TrainingRun)
 def _submit_name() -> str:
     parameters: dict[str, Any] = task_run.parameters
     job = parameters["job"]
-    at = job.site.open(job.project).name if isinstance(job, TrainingJob) else job
-    return f"submit {parameters['key']} to {at}"
+    site = reference(job.site) if isinstance(job, TrainingJob) else job
+    return f"submit {parameters['key']} to {site.rpartition('/')[2] if site else 'a site made in code'}"
 
 
 @task(name="authenticate", task_run_name="authenticate", cache_policy=NO_CACHE)

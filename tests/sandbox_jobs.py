@@ -10,7 +10,7 @@ from typing import Any
 from prefect_mantik import MantikConnection, MantikCredentials, MantikProject, MantikSite, TrainingJob
 from prefect_mantik.runs import RunKey
 from prefect_mantik.sandbox.process import SandboxProcess
-from prefect_mantik.sites.base import Site
+from prefect_mantik.sites.base import Announcement, Site
 
 _number = itertools.count(1)
 
@@ -75,14 +75,19 @@ def new_origin() -> str:
 class MemoryLedger:
     """A ledger that a test can look into and fill."""
 
-    def __init__(self, **announced: int) -> None:
-        self.notes: dict[str, int] = dict(announced)
+    remembers = True
 
-    async def announced(self, key: RunKey) -> int | None:
+    def __init__(self, key: RunKey | None = None, attempt: int = 1) -> None:
+        self.notes: dict[str, Announcement] = {key.site_key: Announcement(attempt=attempt)} if key else {}
+
+    async def announced(self, key: RunKey) -> Announcement | None:
         return self.notes.get(key.site_key)
 
     async def open(self, key: RunKey, attempt: int, site: Site) -> None:
-        self.notes[key.site_key] = attempt
+        self.notes[key.site_key] = Announcement(attempt=attempt)
+
+    async def accepted(self, key: RunKey, attempt: int, site: Site, receipt: str) -> None:
+        self.notes[key.site_key] = Announcement(attempt=attempt, receipt=receipt)
 
     async def close(self, key: RunKey) -> None:
         self.notes.pop(key.site_key, None)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
@@ -10,6 +12,7 @@ from email.utils import format_datetime
 from typing import Any
 from uuid import UUID, uuid4
 
+import cloudpickle
 import httpx
 import pytest
 from pydantic import SecretStr
@@ -68,8 +71,8 @@ async def test_at_most_four_calls_are_in_flight(sandbox: SandboxProcess, account
 
 
 async def test_a_token_is_refreshed_before_it_ends(sandbox: SandboxProcess, account: Account) -> None:
-    sandbox.control.switch(token_lifetime=2.0)
-    deadline = time.monotonic() + 3
+    sandbox.control.switch(token_lifetime=3.0)
+    deadline = time.monotonic() + 4
     while time.monotonic() < deadline:
         await account.ask()
         await asyncio.sleep(0.1)
@@ -215,6 +218,63 @@ async def test_a_redirect_is_not_followed(sandbox: SandboxProcess, account: Acco
     sandbox.control.add_fault("status", route=EXPERIMENT, status=302)
     with pytest.raises(ServiceUnavailable, match="sends us elsewhere"):
         await account.ask()
+
+
+async def test_a_garbled_answer_holds_no_secret(sandbox: SandboxProcess, account: Account) -> None:
+    """httpx's own errors keep the request: Prefect would write what a task raises to disk."""
+    with garbled_answers(), pytest.raises(ServiceUnavailable, match="no usable answer") as caught:
+        await acall(account.client.tokens._api.fetch, Call("POST", CREATE, json={"password": "S3CRET"}, timeout=1))
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert b"S3CRET" not in cloudpickle.dumps(error)
+        error = error.__cause__ or error.__context__
+
+
+@contextlib.contextmanager
+def garbled_answers() -> Iterator[None]:
+    """Answers as a broken gateway gives them: said to be compressed, and not."""
+
+    def garble(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, headers={"Content-Encoding": "gzip"}, stream=httpx.ByteStream(b"not gzip"))
+
+    broken = httpx.AsyncClient(transport=httpx.MockTransport(garble))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "http_client", lambda *_: broken)
+        yield
+
+
+async def test_no_log_line_of_ours_or_httpx_holds_a_connection_id(
+    sandbox: SandboxProcess, account: Account, caplog: pytest.LogCaptureFixture
+) -> None:
+    connection = UUID(sandbox.env["MANTIK_CONNECTION_ID_ALDER"])
+    with caplog.at_level(logging.DEBUG):
+        assert (await acall(account.client.connection, connection)).connection_id == connection
+    assert "/settings/connections/***" in caplog.text
+    assert str(connection) not in caplog.text
+    assert sandbox.env["MANTIK_PASSWORD"] not in caplog.text
+    assert "eyJ" not in caplog.text
+
+
+async def test_a_run_is_told_by_its_key_not_by_a_name_that_begins_alike(account: Account) -> None:
+    listed = {"runs": [{"runId": str(uuid4()), "name": "train"}, {"runId": str(OURS), "name": "train-0-pm-x-1-abc"}]}
+
+    async def answer(*_: Any, **__: Any) -> Any:
+        return listed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(account.client, "_call", answer)
+        assert await acall(account.client.find_run, OURS, "some-mlflow-id", "pm-x-1-") == OURS
+        listed["runs"].pop()
+        with pytest.raises(NotFound):
+            await acall(account.client.find_run, OURS, "some-mlflow-id", "pm-x-1-")
+
+
+OURS = uuid4()
+
+
+def test_no_repr_shows_what_a_call_holds() -> None:
+    call = Call("POST", "/x", values={"a": "S3CRET"}, params={"b": "S3CRET"}, json={"c": "S3CRET"}, hide=["S3CRET"])
+    assert "S3CRET" not in repr(call)
 
 
 async def test_nothing_listens(monkeypatch: pytest.MonkeyPatch) -> None:

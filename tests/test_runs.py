@@ -22,7 +22,7 @@ from prefect_mantik.runs import (
     check_key_name,
     site_key_prefix,
 )
-from prefect_mantik.sites.mantik import _RUN_NAME, run_name
+from prefect_mantik.sites.tracked import _RUN_NAME, run_name
 
 ORIGIN = "abcdefgh23456777"
 ROOT = uuid.UUID("12345678-1234-5678-1234-567812345678")
@@ -50,7 +50,7 @@ def test_a_site_key_is_bounded_and_plain_whatever_the_name(name: str, root: uuid
     assert re.fullmatch(r"[a-z0-9-]{1,40}", key.slug)
     match = _RUN_NAME.match(run_name(key, 12, spec()) + "-3")
     assert match is not None
-    assert (match["site_key"], match["attempt"], match["digest"]) == (key.site_key, "12", spec().digest[:8])
+    assert (match["site_key"], match["attempt"], match["spec_digest"]) == (key.site_key, "12", spec().digest[:8])
 
 
 def test_site_keys_differ_by_name_tree_and_origin() -> None:
@@ -89,6 +89,12 @@ def test_a_digest_changes_with_anything_in_a_description_and_nothing_else() -> N
         spec(backend_config={"UnicoreApiUrl": "https://y/rest/core", "Resources": {"Queue": "batch"}}),
     ]
     assert len({other.digest for other in others}) == len(others)
+
+
+def test_digests_are_for_ever() -> None:
+    """They are compared with those of live runs: fields that are added later must not change them."""
+    key = RunKey(name="train", origin=ORIGIN, root_flow_run_id=ROOT)
+    assert (spec(parameters={"a": 1}).digest[:8], key.digest[:8]) == ("dcd991d6", "b74b209c")
 
 
 def handle(**fields: object) -> RunHandle:
@@ -163,7 +169,7 @@ def test_errors_carry_what_is_live_and_survive_pickling() -> None:
             RunsFailed([ended, failed]),
             ["1 of 2 training runs did not finish", "'other'", "    line 2", "https://x/#/1"],
         ),
-        (SubmitsFailed({"a": handle()}, {"b": ValueError("no")}), ["1 of 2", "live: a", "b: no"]),
+        (SubmitsFailed({"a": handle()}, {"b": ValueError("no")}), ["1 of 2", "found: a", "b: no"]),
         (WaitTimeout("too long", [handle()]), ["too long"]),
         (EnvironmentInvalid(["X is missing", "Y is missing"]), ["- X is missing", "- Y is missing"]),
     ]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from prefect_mantik.errors import SiteSilent, WaitTimeout
+from prefect_mantik.errors import BlockInvalid, SiteSilent, WaitTimeout
 from prefect_mantik.runs import Reason, RunHandle, RunState, RunStatus
 from prefect_mantik.sites.base import Site
 from prefect_mantik.waiting import poller
@@ -197,6 +197,41 @@ async def test_metrics_are_signs_of_life(clock: Clock, caplog: pytest.LogCapture
     assert [record.message for record in caplog.records if record.levelno == logging.WARNING] == []
 
 
+async def test_an_outage_is_no_silence(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    script: dict[float, RunStatus | str] = {0: "RUNNING", 300: unknown("down"), 8000: "RUNNING", 8500: "FINISHED"}
+    site = ScriptedSite(clock, script, silence_warning=1800.0, silence_limit=3600.0)
+    statuses = await wait_until_ended({handle(): site}, reopen=no_reopen)
+    assert statuses[handle()].state is RunState.FINISHED
+    assert not [record for record in caplog.records if "no sign of life" in record.message]
+
+
+async def test_a_site_that_cannot_be_reopened_is_no_end(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    locked = ScriptedSite(clock, {0: unknown("login refused", Reason.PAUSED)})
+
+    async def reopen(_: RunHandle) -> Site:
+        if clock.now < 300:
+            raise BlockInvalid("the password is only asterisks")
+        return ScriptedSite(clock, {0: "FINISHED"})
+
+    statuses = await wait_until_ended({handle(): locked}, reopen=reopen)
+    assert statuses[handle()].state is RunState.FINISHED
+    assert len([record for record in caplog.records if "only asterisks" in record.message]) == 1
+
+
+async def test_silence_of_one_does_not_lose_the_others(clock: Clock) -> None:
+    silent = ScriptedSite(clock, {0: "RUNNING"}, silence_limit=3600.0)
+    busy = ScriptedSite(clock, {0: "RUNNING", 20_000: "FINISHED"}, account="two")
+    with pytest.raises(SiteSilent) as caught:
+        await wait_until_ended({handle(0): silent, handle(1): busy}, reopen=no_reopen)
+    assert caught.value.handles == [handle(0)]
+    assert clock.now >= 20_000
+
+
+async def test_a_timeout_of_nothing_still_asks_once() -> None:
+    site = ScriptedSite(Clock(), {0: "FINISHED"})
+    assert len(await wait_until_ended({handle(): site}, reopen=no_reopen, timeout=0)) == 1
+
+
 async def test_the_silence_limit_stops_and_asks(clock: Clock) -> None:
     site = ScriptedSite(clock, {0: "RUNNING"}, silence_limit=3600.0)
     with pytest.raises(SiteSilent, match="no sign of life for .* the job was left alone") as caught:
@@ -206,6 +241,7 @@ async def test_the_silence_limit_stops_and_asks(clock: Clock) -> None:
 
 async def test_a_timeout_leaves_the_jobs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(poller, "SHORTEST", 0.05)
+    monkeypatch.setattr(poller, "_ONE_ROUND", 0.1)
     clock = Clock()
     done, running = ScriptedSite(clock, {0: "FINISHED"}), ScriptedSite(clock, {0: "RUNNING"}, account="two")
     began = time.monotonic()

@@ -12,6 +12,7 @@ from prefect_mantik.jobs import TrainingJob
 from prefect_mantik.lifecycle import cancel_runs_of_flow
 from prefect_mantik.loop import call
 from prefect_mantik.reports import publish_comparison
+from prefect_mantik.runs import IfEnded
 from prefect_mantik.tasks import (
     authenticate,
     gather_metrics,
@@ -28,6 +29,7 @@ def train_across_sites(
     metric: str = "val_loss",
     mode: Literal["min", "max"] = "min",
     model_name: str = "surrogate",
+    if_ended: IfEnded = "raise",
 ) -> dict[str, str | float | int]:
     """Train at several sites at once, compare the final metrics, register the best model.
 
@@ -36,6 +38,7 @@ def train_across_sites(
         metric: Metric that decides, as the training logs it.
         mode: Whether the smallest ("min") or the largest ("max") value is the best.
         model_name: Name under which the best model is registered.
+        if_ended: When the flow run is tried again: what to do with runs that failed before, "raise" or "resubmit".
 
     Returns:
         What happened, in numbers: runs, finished, sites, best site, its value, model name and version.
@@ -45,12 +48,13 @@ def train_across_sites(
         RunsFailed: Some runs did not finish. The others were compared; nothing was registered.
     """
     loaded = {f"train-{number}": _loaded(job) for number, job in enumerate(jobs)}
-    for account in {job.project.credentials.username: job.project.credentials for job in loaded.values()}.values():
+    accounts = [job.project.credentials for job in loaded.values()]
+    for account in {(account.api_url, account.username): account for account in accounts}.values():
         authenticate(account)
 
     not_submitted = None
     try:
-        runs = submit_runs(loaded)
+        runs = submit_runs(loaded, if_ended=if_ended)
     except SubmitsFailed as error:
         runs, not_submitted = error.handles, error
     results = wait_for_runs(runs, on_failure="return") if runs else []
@@ -60,9 +64,12 @@ def train_across_sites(
     if failed:
         publish_comparison(results, metrics, metric=metric)
         raise failed
-    best = select_best_run(metrics, metric, mode=mode)
-    model = register_model(best, name=model_name)
-    publish_comparison(results, metrics, metric=metric, best=best, model=model)
+    best = model = None
+    try:
+        best = select_best_run(metrics, metric, mode=mode)
+        model = register_model(best, name=model_name)
+    finally:
+        publish_comparison(results, metrics, metric=metric, best=best, model=model)
 
     value = best.final[metric].value
     get_run_logger().info(

@@ -75,8 +75,13 @@ class PlatformClient:
         """Ask for one thing of a project ("code_repository", …); raises `NotFound` where there is none."""
         await self._call(what, values)
 
-    async def find_run(self, project_id: UUID, mlflow_run_id: str, name: str) -> UUID:
-        """The platform's own id of a run, from its list of runs.
+    async def find_run(self, project_id: UUID, mlflow_run_id: str, name_part: str) -> UUID:
+        """The platform's own id of a run, from its list of runs (of which it may show the first page only).
+
+        Args:
+            project_id: Where to look.
+            mlflow_run_id: The MLflow run that belongs to it.
+            name_part: What its name holds, and no other's.
 
         Raises:
             NotSupported: The platform does not list runs there.
@@ -85,9 +90,9 @@ class PlatformClient:
         answer = await self._unproven("runs", {"projectId": project_id})
         runs = answer.get("runs", []) if isinstance(answer, dict) else []
         for run in (self._read(PlatformRun, "runs", item) for item in runs):
-            if run.mlflow_run_id == mlflow_run_id or (not run.mlflow_run_id and run.name and name.startswith(run.name)):
+            if run.mlflow_run_id == mlflow_run_id or (not run.mlflow_run_id and name_part in run.name):
                 return run.run_id
-        raise NotFound(f"The platform lists no run '{name}' in project {project_id}.")
+        raise NotFound(f"The platform lists no run '{name_part}…' in project {project_id}.")
 
     async def run_logs(self, project_id: UUID, run_id: UUID) -> str:
         """The log of a run so far. Raises `NotSupported` where the platform has no such path."""

@@ -6,6 +6,7 @@ An unproven path may answer 404 or 405; nothing depends on it. Any path can be o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -62,5 +63,8 @@ def endpoints(overrides: Mapping[str, str] | None = None) -> Mapping[str, Endpoi
             raise ValueError(
                 f"{name!r}: {override!r} is no override: write one of {', '.join(ENDPOINTS)} as 'METHOD /path'."
             )
+        placeholders = [set(re.findall(r"{(\w*)}", text)) for text in (path, table[name].path)]
+        if not placeholders[0] <= placeholders[1]:
+            raise ValueError(f"{name!r}: {override!r} has other placeholders than {table[name].path}.")
         table[name] = Endpoint(method, path, proven=True, repeatable=table[name].repeatable)
     return table

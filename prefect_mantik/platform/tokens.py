@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from time import time as wall_clock
 from uuid import UUID
@@ -12,7 +12,7 @@ from uuid import UUID
 import httpx
 from pydantic import BaseModel, SecretStr, ValidationError
 
-from prefect_mantik.api import Call, JsonApi, server_time
+from prefect_mantik.api import HTML_PAGE, Call, JsonApi, server_time
 from prefect_mantik.errors import LoginRefused, RequestFailed, ServiceUnavailable
 from prefect_mantik.log import run_logger
 from prefect_mantik.loop import SingleFlight
@@ -20,9 +20,13 @@ from prefect_mantik.platform.endpoints import Endpoint
 from prefect_mantik.platform.schemas import TokenAnswer
 
 MAX_MARGIN = 60.0
-"""A token is renewed this many seconds before it ends, or at four fifths of its life if that is later."""
+"""A token is renewed this many seconds before it ends, or at about four fifths of its life if that is later."""
+
+_WHOLE_SECOND = 1.0
+"""A JWT ends at a whole second, whatever the answer beside it says."""
 
 _REFUSALS = (400, 401, 403)
+"""With words of the platform's own: a gateway's page says nothing of the password."""
 
 
 class LoginInfo(BaseModel):
@@ -41,8 +45,8 @@ class LoginInfo(BaseModel):
 
 @dataclass
 class _Token:
-    access: str
-    refresh: str | None
+    access: str = field(repr=False)
+    refresh: str | None = field(repr=False)
     expires_at: datetime
     clock_ahead: float
     """Seconds by which the server's clock is ahead of ours."""
@@ -51,7 +55,7 @@ class _Token:
     @property
     def is_fresh(self) -> bool:
         """By the server's clock: ours may be wrong, and the wall clock goes on while a laptop sleeps."""
-        margin = min(MAX_MARGIN, self.lifetime / 5)
+        margin = min(MAX_MARGIN, self.lifetime / 5 + _WHOLE_SECOND)
         return wall_clock() + self.clock_ahead < self.expires_at.timestamp() - margin
 
 
@@ -113,7 +117,7 @@ class PlatformTokens:
         try:
             return await self._ask(self._create_endpoint, body)
         except RequestFailed as error:
-            if error.status not in _REFUSALS:
+            if error.status not in _REFUSALS or error.detail.startswith(HTML_PAGE):
                 raise
             self._refused = LoginRefused(
                 f"The platform refused the login of {self._api.username!r} at {self._api.base_url}: {error.detail}. "

@@ -11,6 +11,7 @@ from collections.abc import Hashable, Sequence
 from datetime import datetime, timezone
 from enum import Enum
 from typing import ClassVar, Protocol
+from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
 
@@ -32,19 +33,47 @@ class Capability(str, Enum):
     FILES = "files"
 
 
-class Ledger(Protocol):
-    """Remembers, outside the site, that we are about to submit: a crash may leave a job that is not visible yet."""
+class Announcement(BaseModel):
+    """A submit that was announced and of which no handle is recorded.
 
-    async def announced(self, key: RunKey) -> int | None:
-        """The attempt that an earlier try announced without recording a handle; None if there is none."""
+    Attributes:
+        attempt: Its number.
+        site: Reference of the site's block, where it is saved.
+        project_id: Of the platform's project that it was submitted for.
+        receipt: What the site called the job, where it said that it took it.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    attempt: int
+    site: str | None = None
+    project_id: UUID | None = None
+    receipt: str | None = None
+
+
+class Ledger(Protocol):
+    """Remembers, outside the site, that we are about to submit: a crash may leave a job that is not visible yet.
+
+    Attributes:
+        remembers: Whether anything is kept: outside a flow run there is no place for it.
+    """
+
+    remembers: bool
+
+    async def announced(self, key: RunKey) -> Announcement | None:
+        """What an earlier try announced without recording a handle."""
         ...
 
     async def open(self, key: RunKey, attempt: int, site: Site) -> None:
         """Announce an attempt. It must be written when this returns."""
         ...
 
+    async def accepted(self, key: RunKey, attempt: int, site: Site, receipt: str) -> None:
+        """Note that the site took the job. Never raises: the job exists."""
+        ...
+
     async def close(self, key: RunKey) -> None:
-        """Take the announcement back: a handle is recorded, or it is certain that no job exists."""
+        """Take the announcement back: a handle is known, or it is certain that no job exists. Never raises."""
         ...
 
 
@@ -63,6 +92,7 @@ class Site(ABC):
 
     Attributes:
         reference: Of the saved block; None for a site made in code.
+        project_id: Of the platform's project, where the site was opened for one.
         name: What to call it.
         kind: Which kind of site it is.
         capabilities: What it can do.
@@ -74,6 +104,7 @@ class Site(ABC):
     kind: ClassVar[SiteKind]
 
     reference: str | None
+    project_id: UUID | None = None
     name: str
     capabilities: frozenset[Capability]
     settle: float
@@ -107,15 +138,22 @@ class Site(ABC):
         return await submission.submit(self, spec, key, ledger=ledger, if_ended=if_ended, shared=shared)
 
     @abstractmethod
-    async def post(self, spec: RunSpec, key: RunKey, attempt: int) -> None:
-        """Send one job. Raises `ServiceUnavailable` where it is not known whether the site took it.
+    async def post(self, spec: RunSpec, key: RunKey, attempt: int) -> str:
+        """Send one job, and return what the site calls it.
 
         Raises:
+            ServiceUnavailable: It is not known whether the site took it, unless its `sent` is False.
             RequestFailed: The site refused; no job exists.
         """
 
-    async def complete(self, spec: RunSpec, handle: RunHandle) -> RunHandle:
-        """Finish what an interrupted submit may have left undone, such as staging and starting; may be repeated."""
+    async def complete(self, spec: RunSpec, handle: RunHandle, receipt: str | None = None) -> RunHandle:
+        """Finish what an interrupted submit may have left undone, such as staging and starting; may be repeated.
+
+        Args:
+            spec: What is to run.
+            handle: The job.
+            receipt: What `post` returned, where it is certain that it was for this job.
+        """
         return handle
 
     @abstractmethod

@@ -8,24 +8,39 @@ again by its name, which holds the site key; its state is the MLflow run's. What
 from __future__ import annotations
 
 import builtins
-import json
-import re
 from collections.abc import Hashable, Sequence
 from datetime import datetime, timezone
 from typing import Any, ClassVar
 from uuid import UUID
 
 from prefect.blocks.core import Block
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from prefect_mantik.backend_config import check_backend_config, site_label, with_variables
-from prefect_mantik.credentials import DOCUMENTATION, LOGO, MantikConnection, MantikProject, reference
+from prefect_mantik.credentials import (
+    DOCUMENTATION,
+    LOGO,
+    MantikConnection,
+    MantikCredentials,
+    MantikProject,
+    reference,
+)
 from prefect_mantik.errors import ConfigurationError, NotFound, NotSupported, RequestFailed
 from prefect_mantik.log import run_logger
 from prefect_mantik.platform.schemas import submit_body
 from prefect_mantik.runs import Reason, RunHandle, RunKey, RunSpec, RunState, RunStatus, SiteKind
 from prefect_mantik.sites.base import OUR_PREFIX, Capability, Finding, Site
-from prefect_mantik.tracking import TrackedRun
+from prefect_mantik.sites.tracked import (
+    CANCELLED_TAG,
+    KEY_TAG,
+    RECORD_TAG,
+    RECORDED,
+    STATES,
+    identity_of,
+    run_name,
+    run_status,
+)
+from prefect_mantik.tracking import TrackedRun, client
 
 SETTLE = 120.0
 """Seconds of clean looks after which the platform has no run: not established for the platform, so generous."""
@@ -33,22 +48,6 @@ SETTLE = 120.0
 FIRST_MINUTES = 300.0
 """Seconds in which a run that the tracking server does not know may still be on its way."""
 
-RECORD_TAG = "prefect_mantik.run"
-CANCELLED_TAG = "prefect_mantik.cancelled"
-
-STATES: dict[str, tuple[RunState, Reason | None]] = {
-    "SCHEDULED": (RunState.SCHEDULED, None),
-    "RUNNING": (RunState.RUNNING, None),
-    "FINISHED": (RunState.FINISHED, None),
-    "FAILED": (RunState.FAILED, Reason.UNTOLD),
-    "KILLED": (RunState.KILLED, Reason.UNTOLD),
-}
-"""MLflow's words (RunStatus). A word that is not here is not an end."""
-
-_RUN_NAME = re.compile(
-    r"^(?P<name>.*?)-?(?P<site_key>pm-[a-z2-7]{8}-[a-z2-7]{26}-[a-z2-7]{16})-(?P<attempt>\d+)-(?P<digest>[0-9a-f]{8})"
-)
-_DIGEST = 8
 _REACH_IT = "the platform's web interface, or the site itself when it is used directly"
 
 
@@ -127,23 +126,21 @@ class PlatformSite(Site):
         self._block, self._project = block, project
         self._credentials = project.credentials if project else block.connection.credentials
         self._refuse_foreign_connection()
-        self.reference = reference(block)
+        self.reference, self.project_id = reference(block), project.project_id if project else None
         self.name = (self.reference or f"/{site_label(block.backend_config)} (not saved)").partition("/")[2]
         self.settle = block.settle
         self.silence_warning, self.silence_limit = block.silence_warning, block.silence_limit
         self.capabilities = frozenset[Capability]()
         self._platform = self._credentials.get_client()
         self._tracking = self._credentials.tracking_client()
-        self._submitted: dict[str, UUID] = {}
 
     @property
     def account(self) -> Hashable:
         """One MLflow search serves all runs of one tracking account."""
         return self._tracking
 
-    async def post(self, spec: RunSpec, key: RunKey, attempt: int) -> None:
+    async def post(self, spec: RunSpec, key: RunKey, attempt: int) -> str:
         """Submit one run, with the key in its name and in its variables. See `Site.post`."""
-        name = run_name(key, attempt, spec)
         variables = {
             "MANTIK_RUN_KEY": f"{key.site_key}-{attempt}",
             "MANTIK_RUN_KEY_DIGEST": key.digest,
@@ -151,47 +148,51 @@ class PlatformSite(Site):
         }
         body = submit_body(
             spec,
-            name=name,
+            name=run_name(key, attempt, spec),
             connection_id=self._block.connection.id,
             backend_config=with_variables(spec.backend_config, variables),
         )
         try:
-            submitted = await self._platform.submit_run(spec.project_id, body)
+            return str((await self._platform.submit_run(spec.project_id, body)).run_id)
         except RequestFailed as error:
             if error.status in (400, 403, 404, 422):
                 await self._name_what_is_wrong(spec, error)
             raise
-        self._submitted[name] = submitted.run_id
 
-    async def complete(self, spec: RunSpec, handle: RunHandle) -> RunHandle:
-        """Leave the platform's ids with the MLflow run: whoever finds the run can then ask the platform for it.
+    async def complete(self, spec: RunSpec, handle: RunHandle, receipt: str | None = None) -> RunHandle:
+        """Leave a record with the MLflow run: whoever finds it then knows its site, and can ask the platform for it.
 
-        A convenience: the run is found by its name, with or without it.
+        A help, not a need: the run is found by its name. With the tag it is also found when somebody renamed it.
         """
-        key = handle.key
-        run_id = self._submitted.pop(run_name(key, handle.attempt, spec), None) if key else None
-        if key is None or run_id is None:
+        if receipt is None or handle.platform_run_id:
             return handle
-        ids = {"platform_project_id": spec.project_id, "platform_run_id": run_id}
-        record = {**{name: str(value) for name, value in ids.items()}, "name": key.name[:200], "key": key.digest}
+        ids = {"platform_project_id": spec.project_id, "platform_run_id": UUID(receipt)}
+        known = handle.model_copy(update={**ids, "site": self.reference, "site_name": self.name})
         try:
-            await self._tracking.set_tag(handle.remote_id, RECORD_TAG, json.dumps(record))
+            await self._tracking.set_tags(
+                handle.remote_id,
+                {KEY_TAG: known.site_key, RECORD_TAG: known.model_dump_json(include=RECORDED, exclude_none=True)},
+            )
         except RequestFailed as error:
-            run_logger().debug("The platform's ids were not left with %s: %s", handle.describe(), error)
-        return handle.model_copy(update=ids)
+            run_logger().debug("No record was left with %s: %s", handle.describe(), error)
+        return known
 
     async def find(self, key: RunKey) -> builtins.list[RunHandle]:
-        """Search the experiment for runs whose name holds the key. See `Site.find`."""
-        return [handle.model_copy(update={"key": key, "name": key.name}) for handle in await self.list(key.site_key)]
+        """Search the experiment for runs with the key in the name, or in the tag. See `Site.find`."""
+        experiments = await self._experiment_ids()
+        runs = await self._tracking.runs_named_like(key.site_key, experiments)
+        runs = runs or await self._tracking.runs_tagged(KEY_TAG, key.site_key, experiments)
+        return [handle.model_copy(update={"key": key, "name": key.name}) for handle in self._handles(runs)]
 
     async def list(self, prefix: str = OUR_PREFIX) -> builtins.list[RunHandle]:
-        """Search by run name. See `Site.list`."""
+        """Search by run name. Runs of which no record tells the site may be another's. See `Site.list`."""
         runs = await self._tracking.runs_named_like(prefix, await self._experiment_ids())
-        return [handle for run in runs if (handle := self._handle(run))]
+        return [handle for handle in self._handles(runs) if handle.site == self.reference]
 
     async def _ask(self, handles: Sequence[RunHandle]) -> dict[RunHandle, RunStatus]:
         experiments = [handle.mlflow_experiment_id for handle in handles if handle.mlflow_experiment_id]
-        runs = await self._tracking.runs_by_id([handle.remote_id for handle in handles], experiments)
+        ids = [handle.remote_id for handle in handles]
+        runs = await self._tracking.runs_by_id(ids, experiments, timeout=client.POLL_TIMEOUT)
         now = datetime.now(timezone.utc)
         return {
             handle: run_status(runs[handle.remote_id], now)
@@ -205,14 +206,24 @@ class PlatformSite(Site):
         if (await self.poll([handle]))[handle].state.is_end:
             return
         project_id, run_id = await self._platform_ids(handle)
-        await self._tracking.set_tag(handle.remote_id, CANCELLED_TAG, "true")
+        await self._mark_cancelled(handle, "true")
         try:
             await self._platform.cancel_run(project_id, run_id)
         except NotSupported as error:
-            await self._tracking.set_tag(handle.remote_id, CANCELLED_TAG, "")
+            await self._mark_cancelled(handle, "")
             raise NotSupported(
                 f"{handle.describe()} was not cancelled. {error} What can cancel it: {_REACH_IT}."
             ) from None
+        except RequestFailed:
+            await self._mark_cancelled(handle, "")
+            raise
+
+    async def _mark_cancelled(self, handle: RunHandle, value: str) -> None:
+        """Say in a tag that it was us: a run that we cancelled is never submitted again. Cancelling goes on without."""
+        try:
+            await self._tracking.set_tags(handle.remote_id, {CANCELLED_TAG: value})
+        except RequestFailed as error:
+            run_logger().warning("%s is not marked as cancelled by us: %s", handle.describe(), error)
 
     async def read_log(self, handle: RunHandle, offset: int = 0) -> tuple[bytes, int]:
         """Read the log through the platform, where it has a path for that. See `Site.read_log`."""
@@ -306,34 +317,35 @@ class PlatformSite(Site):
                 f"the Connection in {name} is for {found.connection_provider}, the block says {wanted}"
             )
 
+    def _handles(self, runs: Sequence[TrackedRun]) -> builtins.list[RunHandle]:
+        return [handle for run in runs if (handle := self._handle(run))]
+
     def _handle(self, run: TrackedRun) -> RunHandle | None:
-        match = _RUN_NAME.match(run.name)
-        if not match:
-            return None
-        record = _recorded(run)
-        return RunHandle(
-            site=self.reference,
-            site_name=self.name,
-            kind=self.kind,
-            remote_id=run.run_id,
-            site_key=match["site_key"],
-            attempt=int(match["attempt"]),
-            name=record.get("name") or match["name"],
-            spec_digest=match["digest"],
-            account=reference(self._credentials),
-            mlflow_run_id=run.run_id,
-            mlflow_experiment_id=run.experiment_id,
-            platform_project_id=record.get("platform_project_id"),
-            platform_run_id=record.get("platform_run_id"),
-            submitted_at=run.start_time,
-            links={"MLflow": self._tracking.run_link(run.experiment_id, run.run_id)},
-        )
+        try:
+            return RunHandle.model_validate(
+                {
+                    "site": self.reference,
+                    "site_name": self.name,
+                    **identity_of(run),
+                    "kind": self.kind,
+                    "remote_id": run.run_id,
+                    "account": reference(self._credentials),
+                    "mlflow_run_id": run.run_id,
+                    "mlflow_experiment_id": run.experiment_id,
+                    "submitted_at": run.start_time,
+                    "links": {"MLflow": self._tracking.run_link(run.experiment_id, run.run_id)},
+                }
+            )
+        except ValidationError:
+            return None  # none of ours, or its tag was edited by hand and its name changed
 
     async def _missing(self, handle: RunHandle, now: datetime) -> RunStatus:
         """A run that a search omits is asked for by id: only then is it lost."""
         try:
             answer = await self._tracking.call("GET", "runs/get", params={"run_id": handle.remote_id})
         except NotFound as error:
+            if handle.remote_id not in error.detail:  # a gateway's 404, not MLflow's word on this run
+                return RunStatus(state=RunState.UNKNOWN, site_word=str(error), observed_at=now)
             young = handle.submitted_at is None or (now - handle.submitted_at).total_seconds() < FIRST_MINUTES
             state = RunState.UNKNOWN if young else RunState.LOST
             reason = None if young else Reason.LOST
@@ -343,7 +355,7 @@ class PlatformSite(Site):
         return RunStatus(state=state, reason=reason, site_word=word, observed_at=now)
 
     async def _platform_ids(self, handle: RunHandle) -> tuple[UUID, UUID]:
-        project_id = handle.platform_project_id or (self._project.project_id if self._project else None)
+        project_id = handle.platform_project_id or self.project_id
         if project_id is None:
             raise NotSupported(
                 f"The platform's project of {handle.describe()} is not known here. What can reach it: {_REACH_IT}."
@@ -351,7 +363,9 @@ class PlatformSite(Site):
         if handle.platform_run_id:
             return project_id, handle.platform_run_id
         try:
-            return project_id, await self._platform.find_run(project_id, handle.remote_id, handle.name)
+            return project_id, await self._platform.find_run(
+                project_id, handle.remote_id, f"{handle.site_key}-{handle.attempt}-"
+            )
         except (NotSupported, NotFound) as error:
             raise NotSupported(
                 f"The platform's own id of {handle.describe()} is not known. {error} What can reach it: {_REACH_IT}."
@@ -359,41 +373,12 @@ class PlatformSite(Site):
 
     def _refuse_foreign_connection(self) -> None:
         theirs, ours = self._block.connection.credentials, self._credentials
-        if (theirs.username, theirs.api_url) != (ours.username, ours.api_url):
+        if _account(theirs) != _account(ours):
             raise ConfigurationError(
-                f"The Connection belongs to {theirs.username!r} at {theirs.api_url}, the project is used as "
-                f"{ours.username!r} at {ours.api_url}: the platform gives a Connection to its owner only."
+                f"The Connection belongs to {_account(theirs)}, the project is used as {_account(ours)}: the platform "
+                "gives a Connection to its owner only."
             )
 
 
-def run_name(key: RunKey, attempt: int, spec: RunSpec) -> str:
-    """The name that a run gets: readable first, then the site key, the attempt and the start of the spec's digest.
-
-    The digest also ends the number of the attempt, whatever the platform appends to the name.
-    """
-    return f"{key.slug}-{key.site_key}-{attempt}-{spec.digest[:_DIGEST]}"
-
-
-def run_status(run: TrackedRun, now: datetime) -> RunStatus:
-    """What an MLflow run tells of the state of its job."""
-    state, reason = STATES.get(run.status, (RunState.UNKNOWN, None))
-    if state is RunState.KILLED and run.tags.get(CANCELLED_TAG) == "true":
-        reason = Reason.CANCELLED_BY_US
-    traces = [run.start_time, run.end_time, *(metric.time for metric in run.metrics.values())]
-    return RunStatus(
-        state=state,
-        reason=reason,
-        site_word=f"{run.status}, deleted" if run.deleted else run.status,
-        queued_at=run.start_time,
-        ended_at=run.end_time if state.is_end else None,
-        observed_at=now,
-        life_at=max((trace for trace in traces if trace), default=None),
-    )
-
-
-def _recorded(run: TrackedRun) -> dict[str, Any]:
-    try:
-        record = json.loads(run.tags.get(RECORD_TAG, "{}"))
-    except ValueError:
-        return {}
-    return record if isinstance(record, dict) else {}
+def _account(credentials: MantikCredentials) -> str:
+    return f"{credentials.username!r} at {credentials.api_url}, tracking {credentials.tracking_uri}"

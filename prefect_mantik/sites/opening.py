@@ -7,6 +7,7 @@ from typing import TypeAlias
 from prefect_mantik.credentials import MantikCredentials, MantikProject, aload_block
 from prefect_mantik.errors import NotSupported
 from prefect_mantik.log import run_logger
+from prefect_mantik.loop import per_process
 from prefect_mantik.runs import RunHandle
 from prefect_mantik.sites.base import Site
 from prefect_mantik.sites.mantik import MantikSite
@@ -17,21 +18,24 @@ AnySite: TypeAlias = MantikSite
 
 SITE_BLOCKS: dict[str, type[AnySite]] = {block.get_block_type_slug(): block for block in (MantikSite,)}
 
-_made_in_code: dict[RunHandle, tuple[Site, TrackingClient]] = {}
+
+@per_process
+def _made_in_code() -> dict[RunHandle, tuple[Site, TrackingClient]]:
+    return {}
 
 
 def remember(handle: RunHandle, site: Site, project: MantikProject) -> None:
     """Keep, in this process, how to reach a run whose site or account is not saved as a block; say so once a run."""
     if handle.site and handle.account:
         return
-    if handle not in _made_in_code:
+    if handle not in _made_in_code():
         run_logger().warning(
             "%s can be reached from this process only: its %s is not a saved block. After a crash nobody finds it. "
             "Save the block to change that.",
             handle.describe(),
             "account" if handle.site else "site",
         )
-    _made_in_code[handle] = site, project.credentials.tracking_client()
+    _made_in_code()[handle] = site, project.credentials.tracking_client()
 
 
 async def open_site(reference: str) -> Site:
@@ -49,8 +53,8 @@ async def open_site(reference: str) -> Site:
 
 async def site_of(handle: RunHandle) -> Site:
     """The site of a run, opened with the credentials that are saved now."""
-    if handle in _made_in_code:
-        return _made_in_code[handle][0]
+    if handle in _made_in_code():
+        return _made_in_code()[handle][0]
     if handle.site is None:
         raise _unreachable(handle, "site")
     return await open_site(handle.site)
@@ -58,8 +62,8 @@ async def site_of(handle: RunHandle) -> Site:
 
 async def tracking_of(handle: RunHandle) -> TrackingClient:
     """The tracking server of a run, as the account that submitted it."""
-    if handle in _made_in_code:
-        return _made_in_code[handle][1]
+    if handle in _made_in_code():
+        return _made_in_code()[handle][1]
     if handle.account is None:
         raise _unreachable(handle, "account")
     return (await aload_block(MantikCredentials, handle.account)).tracking_client()

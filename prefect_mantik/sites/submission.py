@@ -2,7 +2,7 @@
 
 1. Look. A job under the key is the answer.
 2. Announce the submit in the ledger. A later try that finds an announcement and no job knows: one may be on its way.
-3. POST.
+3. POST. What the site answers goes into the ledger too: a job that it took is never submitted again, only looked for.
 4. An answer that leaves open whether the site took the job is followed by looks. The POST is made again only when the
    absence of a job is proved by `settle` seconds of clean looks.
 5. Look again, to find the job under its own id and to see whether somebody else submitted the same key. Complete it.
@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from prefect_mantik.errors import (
+    ConfigurationError,
     DuplicateJobs,
     KeyInUse,
     LoginRefused,
@@ -27,10 +28,11 @@ from prefect_mantik.errors import (
     SubmitUnknown,
 )
 from prefect_mantik.log import run_logger
+from prefect_mantik.loop import per_process
 from prefect_mantik.runs import MAX_ATTEMPT, IfEnded, Reason, RunHandle, RunKey, RunSpec, RunState, RunStatus
 
 if TYPE_CHECKING:
-    from prefect_mantik.sites.base import Ledger, Site
+    from prefect_mantik.sites.base import Announcement, Ledger, Site
 
 MAX_POSTS = 3
 """POSTs of one submit, each after proof that the one before left no job."""
@@ -44,28 +46,47 @@ async def submit(
     site: Site, spec: RunSpec, key: RunKey, *, ledger: Ledger, if_ended: IfEnded, shared: bool
 ) -> RunHandle:
     """Submit a run at a site by the rules above. See `Site.submit`."""
-    found = await site.find(key)
-    announced = await ledger.announced(key)
-    if announced and all(handle.attempt < announced for handle in found):
-        run_logger().warning(
-            "An earlier try to submit '%s' to %s left no record. Looking for its job for %.0f s before submitting.",
-            key.name,
-            site.name,
-            site.settle,
-        )
-        found = [*await _look_until_settled(site, key, announced), *found]
-    attempt = 1
-    if found:
-        existing, attempt = await _decide(site, spec, key, found, if_ended, shared)
-        if existing:
-            completed = await site.complete(spec, existing)
-            await ledger.close(key)
-            return completed
-    await ledger.open(key, attempt, site)
-    handle = await site.complete(spec, await _post_and_find(site, spec, key, attempt, ledger))
-    await ledger.close(key)
+    async with _turn(key.site_key):
+        # The ledger first: who closes an announcement between the two has a job that the look then finds.
+        announced = await ledger.announced(key)
+        found = await site.find(key)
+        if announced and all(handle.attempt < announced.attempt for handle in found):
+            found = [*await _look_for_announced(site, key, announced), *found]
+        attempt = 1
+        if found:
+            existing, attempt = await _decide(site, spec, key, found, if_ended, shared)
+            if existing:
+                completed = await site.complete(spec, existing, announced.receipt if announced else None)
+                await ledger.close(key)
+                return completed
+        await ledger.open(key, attempt, site)
+        handle = await _post_and_find(site, spec, key, attempt, ledger)
+        await ledger.close(key)
     run_logger().info("Submitted %s%s", handle.describe(), _see(handle))
     return handle
+
+
+@per_process
+def _turn(site_key: str) -> asyncio.Lock:
+    """Submitters of one key in one process go one after another."""
+    return asyncio.Lock()
+
+
+async def _look_for_announced(site: Site, key: RunKey, announced: Announcement) -> list[RunHandle]:
+    run_logger().warning(
+        "An earlier try to submit '%s' to %s left no record. Looking for its job for %.0f s before submitting.",
+        key.name,
+        site.name,
+        site.settle,
+    )
+    found = await _look_until_settled(site, key, announced.attempt)
+    if not found and announced.receipt:
+        raise SubmitUnknown(
+            f"{site.name} took the run under key '{key.name}' earlier, as {announced.receipt}, and does not show it. "
+            "It may be live, so nothing was submitted. Look for it there by that id. Submit again under the same key "
+            "when it shows; use another key when you are sure that it does not exist."
+        )
+    return found
 
 
 async def _decide(
@@ -77,7 +98,7 @@ async def _decide(
     latest = max(found, key=lambda handle: handle.attempt)
     if live or done:
         taken = (live or done)[0]
-        _same_description(site, spec, key, taken, shared)
+        _same_description(spec, key, taken, shared)
         _say_found(taken, statuses[taken])
         return taken, taken.attempt
     ended = statuses[latest]
@@ -91,39 +112,54 @@ async def _decide(
 
 async def _post_and_find(site: Site, spec: RunSpec, key: RunKey, attempt: int, ledger: Ledger) -> RunHandle:
     for number in range(1, MAX_POSTS + 1):
-        found: list[RunHandle] = []
-        try:
-            await site.post(spec, key, attempt)
-        except ServiceUnavailable as error:
-            if not error.sent:
-                await ledger.close(key)
-                raise SubmitRefused(f"Nothing was submitted for key '{key.name}' at {site.name}. {error}") from error
-            run_logger().warning("%s Looking whether '%s' was submitted all the same.", error, key.name)
+        receipt = await _post(site, spec, key, attempt, ledger)
+        found = await _look_until_settled(site, key, attempt)
+        if found and number > 1:
+            # The POST before this one may have been served late after all: its job would show by now.
+            await asyncio.sleep(site.settle)
             found = await _look_until_settled(site, key, attempt)
-            if not found:
-                run_logger().warning(
-                    "%s shows no job under key '%s' after %.0f s (POST %d of %d).",
-                    site.name,
-                    key.name,
-                    site.settle,
-                    number,
-                    MAX_POSTS,
-                )
-                continue
-        except RequestFailed as error:
-            await ledger.close(key)
-            raise SubmitRefused(f"{site.name} refused the run under key '{key.name}'. {error}") from error
-        found = found or await _look_until_settled(site, key, attempt)
-        if not found:
+        if found:
+            handle = await _only_one(site, key, found)
+            return await site.complete(spec, handle, receipt if number == len(found) == 1 else None)
+        if receipt:
+            remembered = "" if ledger.remembers else " Nothing remembers this outside a flow run: look before you do."
             raise SubmitUnknown(
-                f"{site.name} accepted the run under key '{key.name}', but does not show it after {site.settle:.0f} s. "
-                "It may be live. Submit again under the same key: that looks for it first."
+                f"{site.name} took the run under key '{key.name}', as {receipt}, but does not show it after "
+                f"{site.settle:.0f} s. It is probably live. Submit again under the same key: that looks for it, and "
+                f"does not submit another.{remembered}"
             )
-        return await _only_one(site, key, found)
+        run_logger().warning(
+            "%s shows no job under key '%s' after %.0f s (POST %d of %d).",
+            site.name,
+            key.name,
+            site.settle,
+            number,
+            MAX_POSTS,
+        )
     raise SubmitUnknown(
         f"{site.name} gave no usable answer to {MAX_POSTS} submits under key '{key.name}', and shows no job. "
         "Submit again under the same key when it answers: that looks first."
     )
+
+
+async def _post(site: Site, spec: RunSpec, key: RunKey, attempt: int, ledger: Ledger) -> str | None:
+    """Send the job. Return what the site calls it, or None where it is not known whether the site took it."""
+    try:
+        receipt = await site.post(spec, key, attempt)
+    except ServiceUnavailable as error:
+        if not error.sent:
+            await ledger.close(key)
+            raise SubmitRefused(f"Nothing was submitted for key '{key.name}' at {site.name}. {error}") from error
+        run_logger().warning("%s Looking whether '%s' was submitted all the same.", error, key.name)
+        return None
+    except RequestFailed as error:
+        await ledger.close(key)
+        raise SubmitRefused(f"{site.name} refused the run under key '{key.name}'. {error}") from error
+    except ConfigurationError:
+        await ledger.close(key)
+        raise
+    await ledger.accepted(key, attempt, site, receipt)
+    return receipt
 
 
 async def _look_until_settled(site: Site, key: RunKey, attempt: int) -> list[RunHandle]:
@@ -180,13 +216,13 @@ async def _live(
     return statuses, live
 
 
-def _same_description(site: Site, spec: RunSpec, key: RunKey, handle: RunHandle, shared: bool) -> None:
+def _same_description(spec: RunSpec, key: RunKey, handle: RunHandle, shared: bool) -> None:
     if shared or not handle.spec_digest or spec.digest.startswith(handle.spec_digest):
         return
     raise KeyInUse(
-        f"Key '{key.name}' belongs to another run at {site.name}: its description has the digest {handle.spec_digest}, "
-        f"yours {spec.digest[: len(handle.spec_digest)]}{_see(handle)}. Use another key, or pass shared=True to take "
-        "the run that exists."
+        f"Key '{key.name}' belongs to another run at {handle.site_name}: its description has the digest "
+        f"{handle.spec_digest}, yours {spec.digest[: len(handle.spec_digest)]}{_see(handle)}. Use another key, or pass "
+        "shared=True to take the run that exists."
     )
 
 

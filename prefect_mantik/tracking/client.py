@@ -24,7 +24,7 @@ _MLFLOW = "/api/2.0/mlflow"
 _PAGE = 1000
 
 POLL_TIMEOUT = 20.0
-"""Seconds for asking for the state of runs: whoever polls asks again anyway."""
+"""Seconds for what is asked again anyway, or is a help and no need."""
 
 _IDS_PER_CALL = 200
 
@@ -83,39 +83,46 @@ class TrackingClient:
             return []
         return await self._search(f"attributes.run_name LIKE '%{part}%'", experiment_ids)
 
-    async def runs_by_id(self, run_ids: Sequence[str], experiment_ids: Sequence[str]) -> dict[str, TrackedRun]:
+    async def runs_by_id(
+        self, run_ids: Sequence[str], experiment_ids: Sequence[str], *, timeout: float = TOTAL_TIMEOUT
+    ) -> dict[str, TrackedRun]:
         """Runs by their ids, in as few calls as possible: one for each 200. Unknown ones are left out."""
         unique = sorted(set(run_ids))
         if not self._searches_by_id:
-            return await self._one_by_one(unique)
+            return await self._one_by_one(unique, timeout)
         found: dict[str, TrackedRun] = {}
         for start in range(0, len(unique), _IDS_PER_CALL):
             listed = ", ".join(f"'{run_id}'" for run_id in unique[start : start + _IDS_PER_CALL])
             try:
-                runs = await self._search(f"attributes.run_id IN ({listed})", sorted(set(experiment_ids)), POLL_TIMEOUT)
+                runs = await self._search(f"attributes.run_id IN ({listed})", sorted(set(experiment_ids)), timeout)
             except RequestFailed as error:
-                if error.status != 400:
+                if error.status != 400 or "clause" not in error.detail:
                     raise
                 # MLflow 2.2 with a sqlparse from 0.4.4 on takes `IN` for an invalid clause.
                 self._searches_by_id = False
-                return await self._one_by_one(unique)
+                return await self._one_by_one(unique, timeout)
             found.update({run.run_id: run for run in runs})
         return found
 
-    async def _one_by_one(self, run_ids: Sequence[str]) -> dict[str, TrackedRun]:
-        runs = await asyncio.gather(*(self._run(run_id) for run_id in run_ids))
+    async def _one_by_one(self, run_ids: Sequence[str], timeout: float) -> dict[str, TrackedRun]:
+        runs = await asyncio.gather(*(self._run(run_id, timeout) for run_id in run_ids))
         return {run.run_id: run for run in runs if run}
 
-    async def _run(self, run_id: str) -> TrackedRun | None:
+    async def _run(self, run_id: str, timeout: float) -> TrackedRun | None:
         try:
-            answer = await self.call("GET", "runs/get", params={"run_id": run_id}, timeout=POLL_TIMEOUT)
+            answer = await self.call("GET", "runs/get", params={"run_id": run_id}, timeout=timeout)
         except NotFound:
             return None
         return _tracked(answer["run"])
 
-    async def set_tag(self, run_id: str, key: str, value: str) -> None:
-        """Set a tag of a run."""
-        await self.call("POST", "runs/set-tag", {"run_id": run_id, "key": key, "value": value})
+    async def runs_tagged(self, key: str, value: str, experiment_ids: Sequence[str]) -> list[TrackedRun]:
+        """Runs with a tag of a value of [a-z0-9-], newest first, deleted ones too."""
+        return await self._search(f"tags.`{key}` = '{value}'", experiment_ids) if experiment_ids else []
+
+    async def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a run."""
+        body = {"run_id": run_id, "tags": [{"key": key, "value": value} for key, value in tags.items()]}
+        await self.call("POST", "runs/log-batch", body, timeout=POLL_TIMEOUT)
 
     async def artifacts(self, run_id: str, path: str = "") -> list[dict[str, Any]]:
         """List the artifacts of a run below a path: `path`, `is_dir`, `file_size` of each."""
@@ -130,15 +137,18 @@ class TrackingClient:
         *,
         params: Mapping[str, str] | None = None,
         timeout: float = TOTAL_TIMEOUT,
+        repeatable: bool = True,
     ) -> dict[str, Any]:
         """Call one of MLflow's REST endpoints.
 
         Raises:
-            NotFound: MLflow says so, in the status or by its code RESOURCE_DOES_NOT_EXIST.
+            NotFound: MLflow, or something before it, answers 404.
             RequestFailed: It refused the request.
             ServiceUnavailable: No usable answer.
         """
-        answer = await self._api.call(Call(method, f"{_MLFLOW}/{path}", json=json, params=params, timeout=timeout))
+        answer = await self._api.call(
+            Call(method, f"{_MLFLOW}/{path}", json=json, params=params, timeout=timeout, repeatable=repeatable)
+        )
         if not isinstance(answer, dict):
             raise ServiceUnavailable(
                 f"{method} {_MLFLOW}/{path}: {self.uri} does not answer as MLflow does. Is this the tracking URI?",
@@ -167,6 +177,9 @@ class TrackingClient:
         while True:
             page = {**body, **({"page_token": page_token} if page_token else {})}
             answer = await self.call("POST", path, page, timeout=timeout)
+            if answer and name not in answer and "next_page_token" not in answer:
+                # An empty search is `{}`. Anything else is not MLflow's: never taken for "there is no run".
+                raise ServiceUnavailable(f"POST {_MLFLOW}/{path}: {self.uri} does not answer as MLflow does.")
             rows.extend(answer.get(name, []))
             page_token = answer.get("next_page_token")
             if not page_token:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from prefect_mantik.errors import NotFound, RequestFailed
+from prefect_mantik.errors import NotFound, RequestFailed, ServiceUnavailable
 from prefect_mantik.runs import RunHandle
 from prefect_mantik.tracking.client import TrackingClient
 
@@ -45,8 +45,14 @@ async def register(client: TrackingClient, handle: RunHandle, *, name: str) -> M
     existing = await _version_of(client, name, run.run_id, source)
     if existing is None:
         body = {"name": name, "source": source, "run_id": run.run_id}
-        answer = await client.call("POST", "model-versions/create", body)
-        existing = str(answer["model_version"]["version"])
+        try:
+            answer = await client.call("POST", "model-versions/create", body, repeatable=False)
+            existing = str(answer["model_version"]["version"])
+        except ServiceUnavailable:
+            # Made or not? The registry takes the same model twice, so it is asked instead of told again.
+            existing = await _version_of(client, name, run.run_id, source)
+            if existing is None:
+                raise
     link = client.model_link(name, existing)
     return ModelVersion(name=name, version=existing, source=source, run_id=run.run_id, link=link)
 

@@ -19,6 +19,8 @@ from prefect_mantik.sites.base import Site
 SHORTEST, LONGEST = 1.0, 60.0
 """Seconds between two polls of an account, from one tenth of the time waited so far."""
 
+_ONE_ROUND = 5.0
+
 Reopen = Callable[[RunHandle], Awaitable[Site]]
 """Opens the site of a run anew, with the credentials that are saved now."""
 
@@ -30,15 +32,18 @@ class _Watched:
     handle: RunHandle
     site: Site
     status: RunStatus | None = None
-    asked_since: float | None = None
+    unknown_since: float | None = None
     """When it could first not be asked, while it still cannot."""
     changed: float = field(default_factory=lambda: monotonic())
     life_at: datetime | None = None
     warned: bool = False
+    trouble: str = ""
+    given_up: bool = False
+    """Silent for as long as its site allows."""
 
     @property
     def ended(self) -> bool:
-        return self.status is not None and self.status.state.is_end
+        return self.given_up or (self.status is not None and self.status.state.is_end)
 
 
 async def wait_until_ended(
@@ -53,7 +58,7 @@ async def wait_until_ended(
 
     Raises:
         WaitTimeout: The time passed first.
-        SiteSilent: A run gave no sign of life for as long as its site allows.
+        SiteSilent: Runs gave no sign of life for as long as their site allows; all others ended.
     """
     watched = [_Watched(handle, site) for handle, site in sites.items()]
     accounts: dict[Hashable, list[_Watched]] = {}
@@ -61,7 +66,8 @@ async def wait_until_ended(
         accounts.setdefault((run.site.kind, run.site.account), []).append(run)
     waits = [asyncio.ensure_future(_wait_for_account(runs, reopen)) for runs in accounts.values()]
     try:
-        await asyncio.wait_for(asyncio.gather(*waits), timeout)
+        # A short time is long enough to ask once: what has ended is no time-out.
+        await asyncio.wait_for(asyncio.gather(*waits), timeout if timeout is None else max(timeout, _ONE_ROUND))
     except (asyncio.TimeoutError, TimeoutError):
         left = [run.handle for run in watched if not run.ended]
         listed = ", ".join(handle.describe() for handle in left)
@@ -73,6 +79,12 @@ async def wait_until_ended(
     finally:
         for wait in waits:
             wait.cancel()
+    silent = [run for run in watched if run.given_up]
+    if silent:
+        raise SiteSilent(
+            "\n".join(_silence(run, "The wait stops here, the job was left alone") for run in silent),
+            [run.handle for run in silent],
+        )
     return {run.handle: run.status for run in watched if run.status}
 
 
@@ -89,10 +101,19 @@ async def _wait_for_account(runs: Sequence[_Watched], reopen: Reopen) -> None:
             return
         _heed_silence(open_runs)
         if any(status.reason is Reason.PAUSED for status in statuses.values()):
-            # A refused login is not tried again; a changed block is another account, and asks anew.
-            open_runs[0].site = await reopen(open_runs[0].handle)
+            await _reopen(open_runs[0], reopen)
         pause = min(max((monotonic() - began) / 10, SHORTEST), LONGEST)
         await sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311  # jitter
+
+
+async def _reopen(run: _Watched, reopen: Reopen) -> None:
+    """A refused login is not tried again; a changed block is another account, and asks anew."""
+    try:
+        run.site = await reopen(run.handle)
+    except Exception as error:  # noqa: BLE001  # a block that is being mended, a Prefect that restarts: no end
+        if str(error) != run.trouble:
+            run.trouble = str(error)
+            run_logger().warning("%s: its site cannot be opened now. %s", run.handle.describe(), error)
 
 
 def _take(run: _Watched, status: RunStatus) -> None:
@@ -100,10 +121,11 @@ def _take(run: _Watched, status: RunStatus) -> None:
     if status.state is RunState.UNKNOWN:
         _say_unknown(run, status)
         return
-    if run.asked_since is not None:
-        silent = monotonic() - run.asked_since
+    if run.unknown_since is not None:
+        silent = monotonic() - run.unknown_since
         run_logger().info("%s: can be asked again after %.0f s.", run.handle.describe(), silent)
-        run.asked_since = None
+        run.unknown_since = None
+        run.changed += silent  # nobody could have seen a sign of life meanwhile
     before, run.status = run.status, _with_observed_start(run.status, status)
     if before is None or before.state is not status.state:
         run.changed, run.warned = monotonic(), False
@@ -113,8 +135,8 @@ def _take(run: _Watched, status: RunStatus) -> None:
 
 
 def _say_unknown(run: _Watched, status: RunStatus) -> None:
-    if run.asked_since is None:
-        run.asked_since = monotonic()
+    if run.unknown_since is None:
+        run.unknown_since = monotonic()
         what_next = (
             "Waiting goes on, and asks again when the credentials change."
             if status.reason is Reason.PAUSED
@@ -157,21 +179,21 @@ def _level(status: RunStatus) -> int:
 
 
 def _heed_silence(runs: Sequence[_Watched]) -> None:
-    now = monotonic()
     for run in runs:
-        if run.status is None or run.status.state is not RunState.RUNNING:
+        if run.status is None or run.status.state is not RunState.RUNNING or run.unknown_since is not None:
             continue
-        silent = now - run.changed
+        silent = monotonic() - run.changed
         if run.site.silence_limit and silent > run.site.silence_limit:
-            raise SiteSilent(_silence(run, silent, "The wait stops here, the job was left alone"), [run.handle])
-        if run.site.silence_warning and silent > run.site.silence_warning and not run.warned:
+            run.given_up = True
+        elif run.site.silence_warning and silent > run.site.silence_warning and not run.warned:
             run.warned = True
-            run_logger().warning(_silence(run, silent, "Waiting goes on"))
+            run_logger().warning(_silence(run, "Waiting goes on"))
 
 
-def _silence(run: _Watched, silent: float, what_next: str) -> str:
+def _silence(run: _Watched, what_next: str) -> str:
     link = next(iter(run.handle.links.values()), "")
     return (
-        f"{run.handle.describe()}: no sign of life for {silent:.0f} s. {run.site.name} tells no more than what the run "
-        f"itself logs: it may be computing, or dead. Look at the site{f' or at {link}' if link else ''}. {what_next}."
+        f"{run.handle.describe()}: no sign of life for {monotonic() - run.changed:.0f} s. {run.site.name} tells no "
+        "more than what the run itself logs: it may be computing, or dead. Look at the site"
+        f"{f' or at {link}' if link else ''}. {what_next}."
     )

@@ -66,7 +66,7 @@ async def test_a_failed_call_is_unknown_and_no_end(platform_road: Road, monkeypa
     status = await platform_road.status(handle)
     assert status.state is RunState.UNKNOWN
     assert not status.state.is_end
-    assert "no answer" in status.site_word
+    assert "no usable answer" in status.site_word
 
 
 async def test_cancel_reaches_the_job_where_claimed(road: Road) -> None:

@@ -19,6 +19,8 @@ from prefect_mantik.errors import (
 )
 from prefect_mantik.loop import acall
 from prefect_mantik.runs import RunState
+from prefect_mantik.sites import submission
+from prefect_mantik.sites.base import Announcement
 from tests.contract.conftest import Road
 from tests.sandbox_jobs import MemoryLedger, credentials, mantik_site, new_key, project, training_job
 
@@ -52,21 +54,43 @@ async def test_a_platform_that_never_answers_is_unknown_and_resolved_later(platf
     impatient = training_job(road.sandbox, site=mantik_site(road.sandbox, settle=0.3))
     with pytest.raises(SubmitUnknown, match=f"key '{key.name}'.*Submit again under the same key"):
         await road.submit(key, ledger=ledger, site=impatient.site.open(impatient.project))
-    assert ledger.notes == {key.site_key: 1}
+    assert ledger.notes == {key.site_key: Announcement(attempt=1)}
     road.sandbox.control.clear_faults()
     await road.submit(key, ledger=ledger)
     assert len(road.jobs(key)) == 1
 
 
-async def test_accepted_but_not_shown_is_unknown_and_found_by_the_next_try(platform_road: Road) -> None:
+async def test_what_the_platform_took_is_never_submitted_again(platform_road: Road) -> None:
+    """Whether a run shows soon after the platform took it is not established."""
     road, key, ledger = platform_road, new_key(), MemoryLedger()
-    road.sandbox.control.switch(run_appears="later", run_appears_after=2.2)
-    with pytest.raises(SubmitUnknown, match="accepted the run .* but does not show it"):
+    road.sandbox.control.switch(run_appears="later", run_appears_after=5)
+    with pytest.raises(SubmitUnknown, match="took the run .* but does not show it after 1 s. It is probably live"):
         await road.submit(key, ledger=ledger)
+    with pytest.raises(SubmitUnknown, match="took the run .* earlier, as .*, so nothing was submitted"):
+        await road.submit(key, ledger=ledger)
+    await asyncio.sleep(3)
     handle = await road.submit(key, ledger=ledger)
     assert len(road.jobs(key)) == 1
     assert handle.attempt == 1
     assert ledger.notes == {}
+
+
+async def test_a_job_that_surfaces_after_all_beside_a_repeated_one_is_reported(platform_road: Road) -> None:
+    """Later than `settle`, so absence was thought proved: we see both, and stop."""
+    road, key = platform_road, new_key()
+    road.sandbox.control.add_fault(**POST_RUNS, action="late", status=504, seconds=2)
+    with pytest.raises(DuplicateJobs, match="2 live jobs"):
+        await road.submit(key)
+    assert len(road.jobs(key)) == 2
+
+
+async def test_a_run_that_somebody_renamed_is_found(platform_road: Road) -> None:
+    road, key = platform_road, new_key()
+    handle = await road.submit(key)
+    site = road.open()
+    await acall(site._tracking.call, "POST", "runs/update", {"run_id": handle.remote_id, "run_name": "my favourite"})
+    assert await road.submit(key) == handle
+    assert len(road.jobs(key)) == 1
 
 
 async def test_an_announced_submit_without_a_job_is_waited_for(platform_road: Road) -> None:
@@ -76,7 +100,7 @@ async def test_an_announced_submit_without_a_job_is_waited_for(platform_road: Ro
     job = training_job(road.sandbox)
     site = job.site.open(job.project)
     await acall(site.post, road.spec(), key, 1)
-    handle = await road.submit(key, ledger=MemoryLedger(**{key.site_key: 1}))
+    handle = await road.submit(key, ledger=MemoryLedger(key))
     assert len(road.jobs(key)) == 1
     assert handle.attempt == 1
 
@@ -90,9 +114,19 @@ async def test_a_refusal_leaves_no_job_and_no_announcement(road: Road) -> None:
     assert ledger.notes == {}
 
 
-async def test_two_submitters_of_one_key_at_the_same_instant(platform_road: Road) -> None:
-    """The platform cannot tell which is older, nor cancel: it is reported, and we stop."""
+async def test_two_submitters_in_one_process_take_turns(platform_road: Road) -> None:
     road, key = platform_road, new_key()
+    first, second = await asyncio.gather(*(road.submit(key) for _ in range(2)))
+    assert first == second
+    assert len(road.jobs(key)) == 1
+
+
+async def test_two_submitters_of_one_key_at_the_same_instant(
+    platform_road: Road, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In two processes. The platform cannot tell which is older, nor cancel: it is reported, and we stop."""
+    road, key = platform_road, new_key()
+    monkeypatch.setattr(submission, "_turn", lambda _: asyncio.Lock())
     road.sandbox.control.add_fault(**POST_RUNS, action="delay_before", seconds=1, times=2)
     outcomes = await asyncio.gather(*(road.submit(key) for _ in range(2)), return_exceptions=True)
     assert len(road.jobs(key)) == 2

@@ -76,7 +76,9 @@ def test_one_run(
         time.sleep(0.05)
     victim.kill()
     victim.communicate()
-    assert call(ledger.announced, key) == 1
+    announced = call(ledger.announced, key)
+    assert announced is not None
+    assert (announced.attempt, announced.site) == (1, "mantik-site/alder")
     sandbox.control.clear_faults()
 
     output, errors = _start(prefect_server, root).communicate(timeout=200)

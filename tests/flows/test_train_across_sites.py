@@ -107,7 +107,8 @@ def test_one_of_three_is_refused_and_the_others_are_waited_for(sandbox: SandboxP
     bad = TrainingJob.load("train-birch").model_copy(update={"entry_point": "nonsense"})
     state = run(["train-alder", bad])
     with pytest.raises(
-        SubmitsFailed, match="1 of 2 training runs were not submitted .live: train-0.: train-1: .*nonsense"
+        SubmitsFailed,
+        match="1 of 2 training runs were not submitted .submitted or found: train-0.: train-1: .*nonsense",
     ) as caught:
         state.result()
     assert list(caught.value.handles) == ["train-0"]

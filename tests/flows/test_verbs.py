@@ -31,7 +31,7 @@ from prefect_mantik import (
     wait_for_runs,
 )
 from prefect_mantik.errors import BlockInvalid, NotSupported, SubmitsFailed
-from prefect_mantik.ledger import FlowRunLedger
+from prefect_mantik.ledger import FlowRunLedger, current_key, root_flow_run_id
 from prefect_mantik.loop import acall, call
 from prefect_mantik.sandbox.process import SandboxProcess
 from tests.conftest import PrefectServer
@@ -104,7 +104,7 @@ def test_a_run_of_blocks_made_in_code_says_that_nobody_else_can_reach_it(
 
 def test_cancel_and_log_say_what_can_do_it_on_the_proven_platform(sandbox: SandboxProcess) -> None:
     handle = submit_run(sleeper(), key="neither cancel nor log")
-    with pytest.raises(NotSupported, match=r"cannot|was not cancelled.*web interface"):
+    with pytest.raises(NotSupported, match=r"was not cancelled.*web interface"):
         cancel_run(handle)
     with pytest.raises(NotSupported, match=r"was not read.*web interface"):
         fetch_log(handle)
@@ -195,3 +195,71 @@ async def _submit_sleeper() -> RunHandle:
     job = await TrainingJob.aload("train-alder")
     job = job.model_copy(update={"entry_point": "sleep", "parameters": {"seconds": 60}})
     return await submit(job, key="slept")
+
+
+def test_the_hook_waits_for_a_submit_that_was_cut_short(
+    sandbox: SandboxProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Announced, not visible when the flow run is cancelled: the job that surfaces then is ended too."""
+    sandbox.control.switch(all_endpoints=True, run_appears="later", run_appears_after=4.0)
+
+    @flow
+    def parent() -> str:
+        call(_announce_and_post, "cut short")
+        return str(this_run.id)
+
+    flow_run = call(_flow_run, UUID(parent()))
+    cancel_runs_of_flow(flow=parent, flow_run=flow_run, state=flow_run.state)
+    key = next(iter(call(FlowRunLedger(flow_run.id).announcements)))
+    jobs = [job for job in sandbox.control.jobs() if (job["runKey"] or "").startswith(key)]
+    assert [job["live"] for job in jobs] == [False]
+
+
+def test_the_hook_names_a_submit_that_never_shows(
+    sandbox: SandboxProcess, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefect_mantik.lifecycle.HOOK_TIMEOUT", 5.0)
+
+    @flow
+    def parent() -> str:
+        call(_announce_and_post, "never shown", post=False)
+        return str(this_run.id)
+
+    flow_run = call(_flow_run, UUID(parent()))
+    cancel_runs_of_flow(flow=parent, flow_run=flow_run, state=flow_run.state)
+    key = next(iter(call(FlowRunLedger(flow_run.id).announcements)))
+    lines = [record.message for record in caplog.records if "One may still appear" in record.message]
+    assert len(lines) == 1
+    assert key in lines[0]
+
+
+async def _announce_and_post(name: str, post: bool = True) -> None:
+    """What a submit does until it is killed."""
+    job = await TrainingJob.aload("train-alder")
+    job = job.model_copy(update={"entry_point": "sleep", "parameters": {"seconds": 60}})
+    root = await root_flow_run_id()
+    key, site = await current_key(name, root), job.site.open(job.project)
+    await FlowRunLedger(root).open(key, 1, site)
+    if post:
+        await site.post(job.spec(), key, 1)
+
+
+def test_a_note_that_cannot_be_closed_hides_no_job(
+    sandbox: SandboxProcess, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> bool:
+        raise OSError("Prefect is gone")
+
+    written = FlowRunLedger._write
+
+    async def write(ledger: FlowRunLedger, notes: dict[str, str]) -> bool:
+        return await (fail if "" in notes.values() else written)(ledger, notes)
+
+    monkeypatch.setattr(FlowRunLedger, "_write", write)
+
+    @flow
+    def parent() -> RunHandle:
+        return submit_run(sleeper(), key="not closed")
+
+    assert parent().name == "not closed"
+    assert "Prefect did not take a note on 'not closed' (Prefect is gone)" in caplog.text
