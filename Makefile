@@ -6,7 +6,7 @@ RUN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 STAMP := $(VENV)/.built
 
-.PHONY: help demo sandbox test lint format all-slow conformance-test bench bench-import clean
+.PHONY: help demo sandbox test lint format all-slow conformance-test bench bench-import bench-demo clean
 .DEFAULT_GOAL := help
 
 help:
@@ -44,7 +44,10 @@ all-slow: conformance-test bench
 conformance-test: $(STAMP)
 	$(RUN)/python -m pytest tests/conformance -m slow
 
-bench: bench-import
+bench: bench-import bench-demo
+
+bench-demo: $(STAMP)
+	$(RUN)/python benchmarks/demo_time.py
 
 bench-import: $(STAMP)
 	$(RUN)/python benchmarks/import_cost.py

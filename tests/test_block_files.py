@@ -245,9 +245,14 @@ REFUSED: dict[str, tuple[str, type[MantikError], list[str]]] = {
         ["mantik-credentials/refused: ", "api_url: "],
     ),
     "no password": (f"{{{LOGIN}}}", BlockInvalid, ["password: Field required"]),
-    "a masked password": (f"{{{LOGIN}, password: '****'}}", BlockInvalid, ["password: is only asterisks"]),
+    "a masked password": (f"{{{LOGIN}, password: {{env: MASKED}}}}", BlockInvalid, ["password: is only asterisks"]),
+    "a secret in the file": (
+        f"{{{LOGIN}, password: in-clear}}",
+        ConfigurationError,
+        ["password is a secret: write {env"],
+    ),
     "a bad backend config": (
-        f"{{{CONNECTION}, credentials: {{block: mantik-credentials/refused-good}}, connection_id: {AN_ID}}},"
+        f"{{{CONNECTION}, credentials: {{block: mantik-credentials/refused-good}}, connection_id: {{env: AN_ID}}}},"
         "{type: mantik-site, name: refused, connection: {block: mantik-connection/refused},"
         " backend_config: {Resources: {}}}",
         BlockInvalid,
@@ -295,7 +300,7 @@ def test_one_wrong_block_and_nothing_is_saved(tmp_path: Path, case: str) -> None
     entries, kind, parts = REFUSED[case]
     path = a_file(tmp_path, f"blocks: [{GOOD}, {entries}]\n")
     with pytest.raises(kind) as raised:
-        save(path, {**VARIABLES, "ID": BAD_VALUE})
+        save(path, {**VARIABLES, "ID": BAD_VALUE, "AN_ID": AN_ID, "MASKED": "****"})
     text = str(raised.value)
     assert [part for part in parts if part not in text] == []
     assert not [secret for secret in (PASSWORD, BAD_VALUE) if secret in text]

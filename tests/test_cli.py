@@ -119,9 +119,11 @@ def test_an_exit_code_is_passed_on_and_is_no_trouble_with_prefect(
 def test_blocks_save_names_what_it_saved(prefect_server: Any, files: Callable[..., list[Path]]) -> None:
     connection = (
         "{type: mantik-connection, name: cli, credentials: {block: mantik-credentials/cli},"
-        " connection_id: 0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9}"
+        " connection_id: {env: AN_ID}}"
     )
-    done = in_a_process("blocks", "save", *files(f"{LOGIN}, {connection}"), env=prefect_server.environment())
+    variables = f"export MANTIK_PASSWORD='{PASSWORD}'\nexport AN_ID=0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9\n"
+    given = files(f"{LOGIN}, {connection}", variables)
+    done = in_a_process("blocks", "save", *given, env=prefect_server.environment())
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "saved mantik-credentials/cli\nsaved mantik-connection/cli\n"
     assert {"mantik-credentials/cli", "mantik-connection/cli"} <= prefect_server.documents()

@@ -20,7 +20,7 @@ from pydantic import SecretStr
 from prefect_mantik import api
 from prefect_mantik.api import Call, JsonApi, explanation, retry_after, server_time
 from prefect_mantik.errors import LoginRefused, NotFound, RequestFailed, ServiceUnavailable
-from prefect_mantik.loop import acall
+from prefect_mantik.loop import acall, http_client
 from prefect_mantik.platform import PlatformClient, tokens
 from prefect_mantik.platform.endpoints import ENDPOINTS, endpoints
 from prefect_mantik.sandbox.process import SandboxProcess
@@ -326,3 +326,16 @@ def test_endpoints_can_be_overridden_by_name_only() -> None:
 def test_only_submitting_is_not_repeatable() -> None:
     assert [name for name, endpoint in ENDPOINTS.items() if not endpoint.repeatable] == ["submit_run"]
     assert api.TOTAL_TIMEOUT > 60
+
+
+async def test_a_server_on_this_machine_is_not_asked_through_a_proxy(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plain http is allowed on loopback only because nobody is in between."""
+    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    http_client.cache_clear()
+    try:
+        await account.ask()
+    finally:
+        http_client.cache_clear()

@@ -56,7 +56,8 @@ async def submit(
         if found:
             existing, attempt = await _decide(site, spec, key, found, if_ended, shared)
             if existing:
-                completed = await site.complete(spec, existing, announced.receipt if announced else None)
+                receipt = announced.receipt if announced and announced.attempt == existing.attempt else None
+                completed = await site.complete(spec, existing, receipt)
                 await ledger.close(key)
                 return completed
         await ledger.open(key, attempt, site)
@@ -112,7 +113,18 @@ async def _decide(
 
 async def _post_and_find(site: Site, spec: RunSpec, key: RunKey, attempt: int, ledger: Ledger) -> RunHandle:
     for number in range(1, MAX_POSTS + 1):
-        receipt = await _post(site, spec, key, attempt, ledger)
+        try:
+            receipt = await _post(site, spec, key, attempt)
+        except (SubmitRefused, ConfigurationError) as error:
+            if number == 1:
+                await ledger.close(key)
+                raise
+            raise SubmitUnknown(
+                f"{error} An earlier submit under this key got no usable answer, and shows no job so far. Submit again "
+                "under the same key: that looks first."
+            ) from error
+        if receipt:
+            await ledger.accepted(key, attempt, site, receipt)
         found = await _look_until_settled(site, key, attempt)
         if found and number > 1:
             # The POST before this one may have been served late after all: its job would show by now.
@@ -142,24 +154,17 @@ async def _post_and_find(site: Site, spec: RunSpec, key: RunKey, attempt: int, l
     )
 
 
-async def _post(site: Site, spec: RunSpec, key: RunKey, attempt: int, ledger: Ledger) -> str | None:
+async def _post(site: Site, spec: RunSpec, key: RunKey, attempt: int) -> str | None:
     """Send the job. Return what the site calls it, or None where it is not known whether the site took it."""
     try:
-        receipt = await site.post(spec, key, attempt)
+        return await site.post(spec, key, attempt)
     except ServiceUnavailable as error:
         if not error.sent:
-            await ledger.close(key)
             raise SubmitRefused(f"Nothing was submitted for key '{key.name}' at {site.name}. {error}") from error
         run_logger().warning("%s Looking whether '%s' was submitted all the same.", error, key.name)
         return None
     except RequestFailed as error:
-        await ledger.close(key)
         raise SubmitRefused(f"{site.name} refused the run under key '{key.name}'. {error}") from error
-    except ConfigurationError:
-        await ledger.close(key)
-        raise
-    await ledger.accepted(key, attempt, site, receipt)
-    return receipt
 
 
 async def _look_until_settled(site: Site, key: RunKey, attempt: int) -> list[RunHandle]:

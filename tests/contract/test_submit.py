@@ -205,3 +205,14 @@ async def test_a_wrong_password_is_tried_once(platform_road: Road) -> None:
             await platform_road.submit(new_key(), job.spec(), site=job.site.open(job.project))
         assert "wrong " not in str(caught.value)
     assert sandbox.control.count(route="/mantik/tokens/create") == 1
+
+
+async def test_a_refusal_after_an_unclear_answer_keeps_the_announcement(platform_road: Road) -> None:
+    """The first POST may yet be served: the next try has to look first."""
+    road, key, ledger = platform_road, new_key(), MemoryLedger()
+    road.sandbox.control.add_fault(**POST_RUNS, action="status", status=504)
+    road.sandbox.control.add_fault(**POST_RUNS, action="status", status=400)
+    with pytest.raises(SubmitUnknown, match="refused the run.*An earlier submit under this key got no usable answer"):
+        await road.submit(key, ledger=ledger)
+    assert ledger.notes == {key.site_key: Announcement(attempt=1)}
+    assert road.jobs(key) == []
