@@ -134,7 +134,7 @@ def test_knows_no_such_run(tracking: TrackingClient) -> None:
 
 def test_keeps_tags_and_metrics(tracking: TrackingClient, experiment: str) -> None:
     run_id = new_run(tracking, experiment, "tagged")
-    call(tracking.set_tag, run_id, "prefect_mantik.run", '{"name": "a \'text\'"}')
+    call(tracking.set_tags, run_id, {"prefect_mantik.run": '{"name": "a \'text\'"}'})
     for step, value in enumerate((0.5, "Infinity", "NaN")):
         metric = {"run_id": run_id, "key": "loss", "value": value, "timestamp": 1_000 + step, "step": step}
         call(tracking.call, "POST", "runs/log-metric", metric)
