@@ -11,7 +11,7 @@ STAMP := $(VENV)/.built
 
 help:
 	@echo "make demo      train at three sites of a sandbox, compare, keep the best"
-	@echo "make sandbox   run the sandbox until Ctrl-C, and write .env"
+	@echo "make sandbox   run the sandbox until Ctrl-C, and write .env.sandbox"
 	@echo "make test      the fast tests"
 	@echo "make lint      ruff and mypy"
 	@echo "make all-slow  the slow suites: conformance-test (other people's clients and servers), bench"
@@ -34,7 +34,7 @@ demo: $(STAMP)
 	@$(RUN)/prefect-mantik demo $(if $(KEEP),--keep)
 
 sandbox: $(STAMP)
-	@$(RUN)/prefect-mantik sandbox --env-file .env
+	@$(RUN)/prefect-mantik sandbox --env-file .env.sandbox
 
 test: $(STAMP)
 	$(RUN)/python -m pytest -m "not slow and not network"

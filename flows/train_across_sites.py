@@ -2,7 +2,7 @@
 
 It needs saved `TrainingJob` blocks, for example those of blocks/sandbox.yaml:
 
-    prefect-mantik blocks save blocks/sandbox.yaml --env-file .env
+    prefect-mantik blocks save blocks/sandbox.yaml --env-file .env.sandbox
     python flows/train_across_sites.py train-alder train-birch train-cedar
 
 The flow itself is in the package (prefect_mantik/flows/train_across_sites.py), so that it can be deployed without

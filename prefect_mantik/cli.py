@@ -85,7 +85,7 @@ def _need_sandbox_extra() -> None:
         try:
             metadata.version(distribution)
         except metadata.PackageNotFoundError:
-            _fail(f"The sandbox needs {distribution}: pip install 'prefect-mantik[sandbox]'")
+            _fail(f"The sandbox needs {distribution}: install the extra, pip install '.[sandbox]' in a checkout")
 
 
 @contextlib.contextmanager

@@ -63,7 +63,11 @@ def read_variables(env_file: str | Path | None = None) -> dict[str, str]:
         EnvironmentInvalid: The file cannot be read, or bash would not take one of its lines as one plain value
             (`$` outside single quotes, for example). Names all such lines and never shows what stands in them.
     """
-    return (_read_file(Path(env_file)) if env_file is not None else {}) | dict(os.environ)
+    from_file = _read_file(Path(env_file)) if env_file is not None else {}
+    overridden = sorted(name for name, value in from_file.items() if os.environ.get(name, value) != value)
+    if overridden:
+        _logger.warning("%s: the environment has other values, and wins: %s", env_file, ", ".join(overridden))
+    return from_file | dict(os.environ)
 
 
 def _read_file(path: Path) -> dict[str, str]:

@@ -585,3 +585,15 @@ def test_the_import_is_light() -> None:
     script = "import sys, prefect_mantik.environment; print({'prefect', 'dotenv', 'mlflow'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_variable_that_hides_another_value_of_the_file_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / ".env"
+    path.touch(mode=0o600)
+    path.write_text("MANTIK_USERNAME=alice\nMANTIK_PASSWORD=in-the-file\n")
+    monkeypatch.setenv("MANTIK_USERNAME", "alice")
+    monkeypatch.setenv("MANTIK_PASSWORD", "in-the-environment")
+    assert read_variables(path)["MANTIK_PASSWORD"] == "in-the-environment"
+    assert caplog.messages == [f"{path}: the environment has other values, and wins: MANTIK_PASSWORD"]

@@ -120,7 +120,8 @@ class PlatformTokens:
             if error.status not in _REFUSALS or error.detail.startswith(HTML_PAGE):
                 raise
             self._refused = LoginRefused(
-                f"The platform refused the login of {self._api.username!r} at {self._api.base_url}: {error.detail}. "
+                f"The platform refused the login of {self._api.username!r} at {self._api.base_url}: "
+                f"{error.detail.rstrip('.')}. "
                 "Check user name and password; they are not tried again until they change.",
                 method=error.method,
                 path=error.path,

@@ -21,7 +21,7 @@ from prefect_mantik.sandbox.accounts import Accounts, User
 from prefect_mantik.sandbox.catalogue import Catalogue
 from prefect_mantik.sandbox.control import Control
 from prefect_mantik.sandbox.downloads import Downloads
-from prefect_mantik.sandbox.env_file import write_env_file
+from prefect_mantik.sandbox.env_file import check_target, write_env_file
 from prefect_mantik.sandbox.errors import ApiError, SandboxError, parse
 from prefect_mantik.sandbox.faults import Faults, Rule
 from prefect_mantik.sandbox.mlflow_server import MlflowServer
@@ -177,6 +177,8 @@ def serve(
 
 
 async def _serve(settings: SandboxSettings, env_file: Path | None, echo: Echo, with_parent: bool) -> int:
+    if env_file is not None:
+        check_target(env_file)
     task = asyncio.current_task()
     asked = False
 

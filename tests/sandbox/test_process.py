@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from prefect_mantik.sandbox.env_file import read_env_file, write_env_file
+from prefect_mantik.sandbox.errors import SandboxError
 from prefect_mantik.sandbox.process import start_sandbox
 
 from .box import FAKE_MLFLOW, Box
@@ -85,7 +86,7 @@ def test_listens_on_loopback_only(box):
 def test_env_file_can_be_sourced(box, tmp_path):
     path = tmp_path / "with space" / ".env"
     path.parent.mkdir()
-    path.write_text("old")
+    path.write_text("export MANTIK_SANDBOX_CONTROL_URL='old'\n")
     path.chmod(0o644)
     values = {**box.env, "TRICKY": 'it\'s $HOME `x` "y" \\ z'}
     write_env_file(path, values)
@@ -95,6 +96,17 @@ def test_env_file_can_be_sourced(box, tmp_path):
     script = f'set -eu; source "{path}"; {sys.executable} -c "import json, os; print(json.dumps(dict(os.environ)))"'
     seen = json.loads(subprocess.check_output(["bash", "-c", script], env={"PATH": "/usr/bin:/bin"}))
     assert {name: seen[name] for name in values} == values
+
+
+def test_env_file_of_somebody_else_is_left_alone(tmp_path):
+    path = tmp_path / ".env"
+    path.write_text("export MANTIK_PASSWORD='a real one'\n")
+    with pytest.raises(SandboxError, match="was not written by a sandbox"):
+        write_env_file(path, {"MANTIK_PASSWORD": "x"})
+    assert "a real one" in path.read_text()
+    with pytest.raises(SandboxError, match="there is no folder"):
+        write_env_file(tmp_path / "missing" / ".env", {})
+    assert not (tmp_path / "missing").exists()
 
 
 def test_env_file_names_everything(box):
