@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         MantikConnection as MantikConnection,
         MantikCredentials as MantikCredentials,
         MantikProject as MantikProject,
+        UnicoreCredentials as UnicoreCredentials,
     )
     from prefect_mantik.environment import RuntimeContext as RuntimeContext
     from prefect_mantik.jobs import TrainingJob as TrainingJob, TrainingRun as TrainingRun
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         RunStatus as RunStatus,
     )
     from prefect_mantik.sites.mantik import MantikSite as MantikSite
+    from prefect_mantik.sites.unicore.block import UnicoreSite as UnicoreSite
     from prefect_mantik.tasks import (
         aauthenticate as aauthenticate,
         acancel_run as acancel_run,
@@ -55,13 +57,14 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
-    "credentials": ("MantikConnection", "MantikCredentials", "MantikProject"),
+    "credentials": ("MantikConnection", "MantikCredentials", "MantikProject", "UnicoreCredentials"),
     "environment": ("RuntimeContext",),
     "jobs": ("TrainingJob", "TrainingRun"),
     "lifecycle": ("cancel_runs_of_flow",),
     "reports": ("apublish_comparison", "publish_comparison"),
     "runs": ("Reason", "RunHandle", "RunKey", "RunMetrics", "RunResult", "RunSpec", "RunState", "RunStatus"),
     "sites.mantik": ("MantikSite",),
+    "sites.unicore.block": ("UnicoreSite",),
     "tasks": (
         "aauthenticate",
         "acancel_run",

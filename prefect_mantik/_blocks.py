@@ -1,7 +1,16 @@
 """Imports every block class: Prefect's collection entry point, so that `Block.load("<slug>/<name>")` knows them all."""
 
-from prefect_mantik.credentials import MantikConnection, MantikCredentials, MantikProject
+from prefect_mantik.credentials import MantikConnection, MantikCredentials, MantikProject, UnicoreCredentials
 from prefect_mantik.jobs import TrainingJob
 from prefect_mantik.sites.mantik import MantikSite
+from prefect_mantik.sites.unicore.block import UnicoreSite
 
-__all__ = ["MantikConnection", "MantikCredentials", "MantikProject", "MantikSite", "TrainingJob"]
+__all__ = [
+    "MantikConnection",
+    "MantikCredentials",
+    "MantikProject",
+    "MantikSite",
+    "TrainingJob",
+    "UnicoreCredentials",
+    "UnicoreSite",
+]

@@ -1,12 +1,13 @@
-"""Calls to a JSON API with a token: deadlines, repeats, and errors that a person can use."""
+"""Calls to a JSON API as somebody: deadlines, repeats, and errors that a person can use."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 from urllib.parse import quote, urlsplit
 
@@ -17,7 +18,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 from prefect_mantik.environment import is_loopback
 from prefect_mantik.errors import LoginRefused, NotFound, RequestFailed, ServiceUnavailable
 from prefect_mantik.log import run_logger
-from prefect_mantik.loop import calls_in_flight, http_client
+from prefect_mantik.loop import VERIFIED, Tls, calls_in_flight, http_client
 
 TOTAL_TIMEOUT = 120.0
 """Seconds that one call may take, with all its repeats."""
@@ -32,6 +33,19 @@ HTML_PAGE = "an HTML page"
 
 _BACKOFF = wait_random_exponential(multiplier=0.5, max=20)
 _SECONDS_WORTH_A_LINE = 5.0
+_CHUNK = 1 << 18
+
+
+class Login(Protocol):
+    """Says who calls."""
+
+    async def headers(self) -> Mapping[str, str]:
+        """The headers that make a request ours, valid now."""
+        ...
+
+    def outdated(self, response: httpx.Response) -> bool:
+        """Whether a refusal may be due to headers that ended early: then fresh ones get one chance."""
+        ...
 
 
 class TokenSource(Protocol):
@@ -46,6 +60,28 @@ class TokenSource(Protocol):
         ...
 
 
+class BearerLogin:
+    """Says who calls by a bearer token.
+
+    Args:
+        tokens: Where the tokens come from.
+    """
+
+    def __init__(self, tokens: TokenSource) -> None:
+        self._tokens = tokens
+
+    async def headers(self) -> dict[str, str]:
+        """See `Login`."""
+        return {"Authorization": f"Bearer {await self._tokens.token()}"}
+
+    def outdated(self, response: httpx.Response) -> bool:
+        """On a 401 the token ended early, by the server's clock. See `Login`."""
+        if response.status_code != 401:
+            return False
+        self._tokens.invalidate(response.request.headers["Authorization"].removeprefix("Bearer "))
+        return True
+
+
 @dataclass(frozen=True)
 class Call:
     """One call.
@@ -53,9 +89,12 @@ class Call:
     Attributes:
         method: HTTP method.
         path: Path with placeholders in braces, as errors show it.
-        values: What the placeholders stand for.
+        values: What the placeholders stand for. The slashes of a `PurePosixPath` stay.
         params: Query parameters.
-        json: Body.
+        json: Body, or
+        content: body as bytes, or
+        upload: a file that is the body.
+        headers: More headers, such as `Accept`.
         repeatable: Whether the call may be made again after an answer that leaves open whether it was served. Where
             False, it is made again only after a 429 or when no connection came about.
         timeout: Seconds for the call with all its repeats; one try of a repeatable call takes half of it at most.
@@ -67,6 +106,9 @@ class Call:
     values: Mapping[str, object] = field(default_factory=dict, repr=False)
     params: Mapping[str, str] | None = field(default=None, repr=False)
     json: Any = field(default=None, repr=False)
+    content: bytes | None = field(default=None, repr=False)
+    upload: Path | None = field(default=None, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     repeatable: bool = True
     timeout: float = TOTAL_TIMEOUT
     hide: Sequence[str] = field(default=(), repr=False)
@@ -82,14 +124,17 @@ class JsonApi:
         name: What to call the server in messages, such as "the Mantik platform".
         base_url: Scheme, host, port and path prefix.
         username: The account, for the connection pool and for messages.
-        tokens: Where bearer tokens come from; None for calls that need none.
+        login: Says who calls; None for calls that everybody may make.
+        tls: How the server's certificate is verified.
     """
 
-    def __init__(self, name: str, base_url: str, username: str, tokens: TokenSource | None = None) -> None:
+    def __init__(
+        self, name: str, base_url: str, username: str, login: Login | None = None, tls: Tls = VERIFIED
+    ) -> None:
         self.name = name
         self.base_url = base_url.rstrip("/")
         self.username = username
-        self._tokens = tokens
+        self._login, self._tls = login, tls
         url = urlsplit(self.base_url)
         self._account = f"{username}@{url.scheme}://{url.netloc}"
         self._loopback = is_loopback(url.hostname or "")
@@ -113,14 +158,6 @@ class JsonApi:
 
     async def fetch(self, call: Call) -> httpx.Response:
         """As `call`, but return the whole response."""
-        filled = call.path.format(**{name: quote(str(value), safe="") for name, value in call.values.items()})
-        request = http_client(self._account, self._loopback).build_request(
-            call.method,
-            f"{self.base_url}{filled}",
-            params=call.params,
-            json=call.json,
-            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT),
-        )
         repeats = AsyncRetrying(
             retry=retry_if_exception_type(_Repeat),
             wait=_pause,
@@ -131,28 +168,25 @@ class JsonApi:
         try:
             async for attempt in repeats:
                 with attempt:
-                    return await self._once(request, call)
+                    return await self._once(call)
         except _Repeat as last:
             failure = last.error
         raise failure
 
-    async def _once(self, request: httpx.Request, call: Call) -> httpx.Response:
-        response = await self._send(request, call)
-        if response.status_code == 401 and self._tokens is not None:
-            # The token expired early, by the server's clock: a fresh one gets one chance.
-            self._tokens.invalidate(request.headers["Authorization"].removeprefix("Bearer "))
-            response = await self._send(request, call)
+    async def _once(self, call: Call) -> httpx.Response:
+        response = await self._send(call)
+        if self._login is not None and self._login.outdated(response):
+            response = await self._send(call)
         if response.is_success:
             return response
         raise self._judged(response, call)
 
-    async def _send(self, request: httpx.Request, call: Call) -> httpx.Response:
-        if self._tokens is not None:
-            request.headers["Authorization"] = f"Bearer {await self._tokens.token()}"
+    async def _send(self, call: Call) -> httpx.Response:
+        request = self._request(call, await self._login.headers() if self._login else {})
         try:
             async with calls_in_flight(self._account, repeatable=call.repeatable):
                 with anyio.fail_after(call.timeout / 2 if call.repeatable else call.timeout):
-                    return await http_client(self._account, self._loopback).send(request)
+                    return await self._client().send(request)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
             what = (
                 f"no connection to {self.base_url} ({_cause(error)}). Nothing was sent. Check the URL and the network."
@@ -163,6 +197,23 @@ class JsonApi:
         # Outside of `except`: httpx's errors hold the request with its secrets, and would be kept as a context.
         failure = ServiceUnavailable(f"{call}: {what}", method=call.method, path=call.path, sent=sent)
         raise _Repeat(failure) if call.repeatable or not sent else failure
+
+    def _client(self) -> httpx.AsyncClient:
+        return http_client(self._account, self._loopback, self._tls)
+
+    def _request(self, call: Call, who: Mapping[str, str]) -> httpx.Request:
+        """A new one for each try: the body of an upload can be read once only."""
+        filled = call.path.format(**{name: _quoted(value) for name, value in call.values.items()})
+        size = {"Content-Length": str(call.upload.stat().st_size)} if call.upload else {}
+        return self._client().build_request(
+            call.method,
+            f"{self.base_url}{filled}",
+            params=call.params,
+            json=call.json,
+            content=_chunks(call.upload) if call.upload else call.content,
+            headers={"Accept": "application/json", **call.headers, **size, **who},
+            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT),
+        )
 
     def _judged(self, response: httpx.Response, call: Call) -> Exception:
         status = response.status_code
@@ -183,10 +234,20 @@ class JsonApi:
     def _error(
         self, kind: type[RequestFailed], call: Call, response: httpx.Response, what: str, **more: Any
     ) -> RequestFailed:
-        token = response.request.headers.get("Authorization", "").removeprefix("Bearer ")
-        detail = _shortened(_hidden(explanation(response), [token, *call.hide]))
+        told = response.request.headers.get("Authorization", "").partition(" ")[2]
+        detail = _shortened(_hidden(explanation(response), [told, *call.hide]))
         message = f"{call}: {self.name} {what} (HTTP {response.status_code}: {detail})."
         return kind(message, method=call.method, path=call.path, status=response.status_code, detail=detail, **more)
+
+
+def _quoted(value: object) -> str:
+    return quote(str(value), safe="/" if isinstance(value, PurePosixPath) else "")
+
+
+async def _chunks(path: Path) -> AsyncIterator[bytes]:
+    async with await anyio.open_file(path, "rb") as file:
+        while chunk := await file.read(_CHUNK):
+            yield chunk
 
 
 class _Repeat(Exception):

@@ -16,7 +16,7 @@ from prefect.blocks.core import Block
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from prefect_mantik import _blocks
-from prefect_mantik.credentials import aload_block, validation_findings
+from prefect_mantik.documents import aload_block, validation_findings
 from prefect_mantik.errors import BlockInvalid, ConfigurationError, EnvironmentInvalid
 
 BLOCK_TYPES: Mapping[str, type[Block]] = {

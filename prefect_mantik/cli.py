@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
+import textwrap
 from collections.abc import Iterator
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from prefect_mantik.errors import MantikError
+
+if TYPE_CHECKING:
+    from prefect_mantik.backend_config import ConfigFinding
 
 app = typer.Typer(
     name="prefect-mantik",
@@ -54,6 +60,79 @@ def save_blocks(
         entries = [entry for path in files for entry in read_block_file(path)]
         for reference in call(asave_blocks, entries, variables):
             typer.echo(f"saved {reference}")
+
+
+@app.command("validate")
+def validate(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Compute backend config, YAML or JSON.")],
+    mlproject: Annotated[
+        Path | None, typer.Argument(metavar="MLPROJECT", help="MLproject file of the code.", show_default=False)
+    ] = None,
+    entry_point: Annotated[
+        str | None, typer.Option("--entry-point", help="Entry point to run; with -P it is main if not given.")
+    ] = None,
+    parameters: Annotated[
+        list[str] | None, typer.Option("--parameter", "-P", metavar="NAME=VALUE", help="A parameter for it.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+) -> None:
+    """Check a compute backend config and an MLproject before anything is sent. Ends with 1 where there is an error."""
+    if mlproject is None and (entry_point or parameters):
+        raise typer.BadParameter("--entry-point and -P are for an MLproject: name its file too")
+    values = dict(_name_and_value(text) for text in parameters or [])
+    if parameters and not entry_point:
+        entry_point = "main"
+    with _one_line_errors():
+        findings = _config_findings(config, mlproject, entry_point, values)
+        if as_json:
+            typer.echo(json.dumps([{"file": str(file), **asdict(finding)} for file, finding in findings], indent=2))
+        else:
+            _show(config, findings)
+    if any(finding.severity == "error" for _, finding in findings):
+        raise typer.Exit(1)
+
+
+_LINES = textwrap.TextWrapper(80, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+
+
+def _name_and_value(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise typer.BadParameter("-P takes NAME=VALUE")
+    return name, value
+
+
+def _config_findings(
+    config: Path, mlproject: Path | None, entry_point: str | None, values: dict[str, str]
+) -> list[tuple[Path, ConfigFinding]]:
+    """Errors before advice; then by file, and by line."""
+    from prefect_mantik.backend_config import inspect_backend_config
+    from prefect_mantik.mlproject import entry_command, inspect_mlproject_file, parse_mlproject
+
+    found: list[tuple[Path, ConfigFinding]] = []
+    command = None
+    if mlproject is not None:
+        text, of_project = inspect_mlproject_file(mlproject, entry_point=entry_point, parameters=values)
+        found = [(mlproject, finding) for finding in of_project]
+        if entry_point and not any(finding.severity == "error" for finding in of_project):
+            command = entry_command(parse_mlproject(text), entry_point, values)
+    found = [(config, finding) for finding in inspect_backend_config(config, command=command)] + found
+    return sorted(found, key=lambda item: (item[1].severity == "advice", item[0] != config, item[1].line or 0))
+
+
+def _show(config: Path, findings: list[tuple[Path, ConfigFinding]]) -> None:
+    """Print lines that an editor can jump to; those that are too long go on below, indented."""
+    from prefect_mantik.backend_config import backend_kind, load_backend_config, site_label
+
+    for file, finding in findings:
+        place = f"{file}:{finding.line}" if finding.line else str(file)
+        advised = "advice: " if finding.severity == "advice" else ""
+        path = f"{finding.path}: " if finding.path else ""
+        typer.echo(_LINES.fill(f"{place} {advised}{path}{finding.message}"))
+    if not any(finding.severity == "error" for _, finding in findings):
+        loaded = load_backend_config(config)
+        kind = {"unicore": "UNICORE", "firecrest": "FirecREST", "ssh": "SSH"}[backend_kind(loaded)]
+        typer.echo(f"{config} is fine for {kind} at {site_label(loaded)} (queue {loaded['Resources']['Queue']})")
 
 
 @app.command(

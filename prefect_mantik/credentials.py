@@ -6,25 +6,31 @@ A Connection is resolved by whoever needs its secrets, at run time and in memory
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect.blocks.abstract import CredentialsBlock
 from prefect.blocks.core import Block
-from prefect.exceptions import ObjectNotFound
-from pydantic import ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from prefect_mantik.documents import real_secret, reference
 from prefect_mantik.environment import MantikEnvironment, check_api_url, check_tracking_uri
-from prefect_mantik.errors import BlockInvalid, EnvironmentInvalid
+from prefect_mantik.errors import EnvironmentInvalid
 
 if TYPE_CHECKING:
     from prefect_mantik.platform import PlatformClient
     from prefect_mantik.tracking import TrackingClient
+    from prefect_mantik.unicore import Credential
 
 DOCUMENTATION = "https://mantik-ai.gitlab.io/mantik/"
 LOGO = "https://github.com/mantik-ai.png"
-
-B = TypeVar("B", bound=Block)
 
 
 class MantikCredentials(CredentialsBlock):
@@ -184,6 +190,85 @@ class MantikConnection(Block):
         return UUID(self.connection_id.get_secret_value().strip())
 
 
+class UnicoreCredentials(CredentialsBlock):
+    """Login for UNICORE sites: user name and password, a bearer token, or a file with a token that is kept fresh.
+
+    Example:
+        Look at a site with pyunicore's own client:
+        ```python
+        from prefect_mantik import UnicoreCredentials
+
+        credentials = UnicoreCredentials.load("BLOCK_NAME")
+        client = credentials.get_client("https://unicore.example.org/SITE/rest/core")
+        print(client.access_info())
+        ```
+    """
+
+    _block_type_name = "UNICORE Credentials"
+    _block_type_slug = "unicore-credentials"
+    _documentation_url = DOCUMENTATION  # type: ignore[assignment]
+    _logo_url = LOGO  # type: ignore[assignment]
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    username: str = Field(default="", title="User name", description="User name at the site.")
+    password: SecretStr | None = Field(default=None, title="Password", description="Password of that user.")
+    token: SecretStr | None = Field(
+        default=None,
+        title="Token",
+        description="Bearer token, where the site asks for more than a password: of its identity provider, or "
+        "UNICORE's own (<API URL>/token).",
+    )
+    token_file: str = Field(
+        default="",
+        title="Token file",
+        description="Path of a file with a bearer token where the flow runs. It is read anew for each login.",
+    )
+    renewable: bool = Field(
+        default=False,
+        title="Renew the token",
+        description="Get a renewable token of UNICORE's with this login, and renew that for as long as the flow runs.",
+    )
+
+    @field_validator("password", "token")
+    @classmethod
+    def _is_a_secret(cls, value: SecretStr | None) -> SecretStr | None:
+        return None if value is None or not value.get_secret_value() else real_secret(value)
+
+    @model_validator(mode="after")
+    def _is_one_login(self) -> UnicoreCredentials:
+        pair = bool(self.username) and self.password is not None
+        if bool(self.username) != (self.password is not None) and not (self.token or self.token_file):
+            raise ValueError("user name and password belong together: give both")
+        given = sum((self.password is not None and pair, self.token is not None, bool(self.token_file)))
+        if given != 1:
+            raise ValueError("give one of: user name and password, a token, a token file")
+        return self
+
+    def get_client(self, api_url: str = "", *_: Any, **__: Any) -> Any:
+        """A client of pyunicore's for a site, with its certificate verified (pyunicore by itself does not).
+
+        Args:
+            api_url: The site's REST API, https://<gateway>/<SITE>/rest/core.
+
+        Raises:
+            ConfigurationError: No URL was given, or the token file cannot be read.
+        """
+        from prefect_mantik.unicore.pyunicore_client import pyunicore_client
+
+        return pyunicore_client(self.credential(), api_url)
+
+    def credential(self) -> Credential:
+        """What proves who we are, for our own clients."""
+        from prefect_mantik.unicore import Password, Token, TokenFile
+
+        if self.token_file:
+            return TokenFile(self.token_file)
+        if self.token:
+            return Token(self.token, reference(self) or "the token")
+        return Password(self.username, self.password or SecretStr(""))
+
+
 class MantikProject(Block):
     """Project on the Mantik platform: the experiment to track in, the code to run, the budget to charge.
 
@@ -217,77 +302,4 @@ class MantikProject(Block):
         default="",
         title="Compute budget account",
         description="Budget that the sites charge. Empty: the default of the account there.",
-    )
-
-
-def real_secret(value: SecretStr) -> SecretStr:
-    """Return a secret as it is, or say that it was lost.
-
-    Raises:
-        ValueError: It is empty, or only asterisks: Prefect's UI stores those when it loses a nested block.
-    """
-    text = value.get_secret_value()
-    if not text.strip():
-        raise ValueError("is empty")
-    if not text.strip("*"):
-        raise ValueError(
-            "is only asterisks: the real value was lost when the block was edited in the Prefect UI, or the block was "
-            "passed as a masked copy. Save the block again, with the value or with the nested block picked anew"
-        )
-    return value
-
-
-def reference(block: Block) -> str | None:
-    """`<block type slug>/<document name>` of a block that was saved or loaded; None for one made in code."""
-    name = block._block_document_name
-    return f"{block.get_block_type_slug()}/{name}" if name else None
-
-
-async def aload_block(kind: type[B], name: str) -> B:
-    """Load a saved block, or say exactly what is wrong with it.
-
-    Args:
-        kind: Class of the block.
-        name: Its name, or `<block type slug>/<name>`.
-
-    Raises:
-        BlockInvalid: There is no such block, or fields of it are wrong: each is named.
-    """
-    slug = kind.get_block_type_slug()
-    given, _, document = name.rpartition("/")
-    if given not in ("", slug):
-        raise BlockInvalid(f"{name} is no {slug} block: name one of those.")
-    try:
-        return await kind.aload(document)
-    except ObjectNotFound:
-        problem = _missing(slug, document)
-    except (ValueError, RuntimeError) as error:
-        # Prefect wraps what went wrong; a pydantic error holds the input, so it is not kept as a context.
-        cause = error if isinstance(error, ValidationError) else error.__cause__
-        if isinstance(cause, ValidationError):
-            problem = _invalid(slug, document, cause)
-        elif isinstance(cause, ObjectNotFound):
-            problem = _missing(slug, document)
-        else:
-            raise
-    raise problem
-
-
-def _missing(slug: str, document: str) -> BlockInvalid:
-    return BlockInvalid(
-        f"There is no saved block {slug}/{document}. `prefect block ls` lists what is saved; "
-        "`prefect-mantik blocks save FILE` saves blocks from a file."
-    )
-
-
-def _invalid(slug: str, document: str, error: ValidationError) -> BlockInvalid:
-    return BlockInvalid(f"The saved block {slug}/{document} cannot be used: {validation_findings(error)}.")
-
-
-def validation_findings(error: ValidationError) -> str:
-    """What is wrong with which field, without the values: they may be secrets."""
-    return "; ".join(
-        f"{'.'.join(str(part) for part in finding['loc']) or 'the block'}: "
-        f"{finding['msg'].removeprefix('Value error, ').removesuffix('.')}"
-        for finding in error.errors(include_input=False, include_url=False)
     )

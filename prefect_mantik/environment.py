@@ -356,6 +356,25 @@ class RuntimeContext(_Variables):
         raise EnvironmentInvalid([f"missing or malformed: {names}. They are set only inside a run of the platform"])
 
 
+def unicore_login(variables: Mapping[str, str] | None = None) -> tuple[str, SecretStr]:
+    """User name and password for UNICORE sites, from the variables of this process.
+
+    Args:
+        variables: Instead of the process environment.
+
+    Raises:
+        EnvironmentInvalid: One of them is missing or empty.
+    """
+    given = os.environ if variables is None else variables
+    names = ("MANTIK_UNICORE_USERNAME", "MANTIK_UNICORE_PASSWORD")
+    missing = [name for name in names if not given.get(name)]
+    if missing:
+        raise EnvironmentInvalid(
+            [f"{' and '.join(missing)} not set: set both or give the site a login (UnicoreCredentials or a Connection)"]
+        )
+    return given[names[0]], SecretStr(given[names[1]])
+
+
 # --- What would win over the token ----------------------------------------------------------------------------------
 
 _FOREIGN_VARIABLES = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")

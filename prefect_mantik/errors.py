@@ -5,6 +5,7 @@
     │   ├── EnvironmentInvalid        variables missing or malformed, all of them listed
     │   ├── BlockInvalid              a saved block is missing, incomplete or damaged
     │   ├── BackendConfigInvalid      a compute backend config breaks its schema, all findings listed
+    │   ├── MLprojectInvalid          an MLproject, or what is asked of it, cannot be run, all findings listed
     │   └── KeyInvalid                a key that cannot name a run
     ├── NotSupported                  this site, or this version, cannot do that; says what can
     ├── RequestFailed                 a server answered with an error (method, path, status, detail)
@@ -14,6 +15,7 @@
     ├── SubmitError                   a training run was not submitted, or we do not know
     │   ├── SubmitRefused             the site said no; no job exists
     │   ├── SubmitUnknown             the site cannot tell whether a job exists: we stop and ask
+    │   ├── SubmitIncomplete          the site took the job and not its files: it waits for the next try
     │   ├── KeyInUse                  the key belongs to a run with another description
     │   ├── RunEnded                  the key's run ended without success and `if_ended` is "raise"
     │   ├── DuplicateJobs             the site shows more than one live job under one key
@@ -74,6 +76,21 @@ class BackendConfigInvalid(ConfigurationError):
         super().__init__(_listed("The compute backend config is not usable", self.findings))
 
     def __reduce__(self) -> tuple[type[BackendConfigInvalid], tuple[list[str]]]:
+        return type(self), (self.findings,)
+
+
+class MLprojectInvalid(ConfigurationError):
+    """An MLproject file, or an entry point and parameters that are asked of it, cannot be run.
+
+    Attributes:
+        findings: One sentence for each thing that is wrong.
+    """
+
+    def __init__(self, findings: Sequence[str]) -> None:
+        self.findings = list(findings)
+        super().__init__(_listed("The MLproject is not usable", self.findings))
+
+    def __reduce__(self) -> tuple[type[MLprojectInvalid], tuple[list[str]]]:
         return type(self), (self.findings,)
 
 
@@ -141,6 +158,10 @@ class SubmitRefused(SubmitError):
 
 class SubmitUnknown(SubmitError):
     """The site cannot tell whether a job exists. Nothing more was sent: the next try under the same key asks again."""
+
+
+class SubmitIncomplete(SubmitError):
+    """The site took the job and not its files. It waits there unstarted; the next try under the same key goes on."""
 
 
 class KeyInUse(SubmitError):

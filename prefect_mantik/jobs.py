@@ -6,16 +6,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefect.blocks.abstract import JobBlock, JobRun
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from prefect_mantik.credentials import DOCUMENTATION, LOGO, MantikProject, aload_block
+from prefect_mantik.credentials import DOCUMENTATION, LOGO, MantikProject
+from prefect_mantik.documents import aload_block
 from prefect_mantik.errors import ConfigurationError, NotSupported, RequestFailed, RunsFailed, ServiceUnavailable
 from prefect_mantik.ledger import FlowRunLedger, current_key, root_flow_run_id
 from prefect_mantik.log import run_logger, without_tokens
 from prefect_mantik.loop import acall, call
 from prefect_mantik.runs import (
+    CodeDirectory,
     CodeRepository,
     DataRepository,
+    GitCode,
     IfEnded,
     ParameterValue,
     RunHandle,
@@ -72,6 +75,18 @@ class TrainingJob(JobBlock[RunResult]):
     commit: str = Field(
         default="", title="Commit", description="Commit of the code repository. It wins over the branch."
     )
+    git_url: str = Field(
+        default="",
+        title="Git URL",
+        description="Git repository with the code, instead of the project's code repository. For sites that are "
+        "reached directly.",
+    )
+    directory: str = Field(
+        default="",
+        title="Directory",
+        description="Directory with the code where the flow runs, instead of a repository. For sites that are reached "
+        "directly.",
+    )
     data_branch: str = Field(default="", title="Data branch", description="Branch of the data repository, if any.")
     data_commit: str = Field(default="", title="Data commit", description="Commit of the data repository, if any.")
 
@@ -90,9 +105,7 @@ class TrainingJob(JobBlock[RunResult]):
                 entry_point=self.entry_point,
                 parameters={**self.parameters, **(parameters or {})},
                 mlproject_path=self.mlproject_path,
-                code=CodeRepository(
-                    repository_id=project.code_repository_id, branch=self.branch or None, commit=self.commit or None
-                ),
+                code=self._code(),
                 data=DataRepository(
                     repository_id=project.data_repository_id,
                     branch=self.data_branch or None,
@@ -102,7 +115,7 @@ class TrainingJob(JobBlock[RunResult]):
                 else None,
                 project_id=project.project_id,
                 experiment_repository_id=project.experiment_repository_id,
-                backend_config=self.site.backend_config,
+                backend_config=self.site.whole_config,
                 budget_account=project.compute_budget_account or None,
             )
         except ValidationError as error:
@@ -110,6 +123,21 @@ class TrainingJob(JobBlock[RunResult]):
                 f"{'.'.join(str(part) for part in item['loc'][:2])}: {item['msg']}" for item in error.errors()
             )
             raise ConfigurationError(f"The training job cannot be submitted: {findings}.") from None
+
+    def _code(self) -> CodeRepository | GitCode | CodeDirectory:
+        if self.directory:
+            return CodeDirectory(path=self.directory)
+        if self.git_url:
+            return GitCode(url=self.git_url, ref=self.commit or self.branch)
+        return CodeRepository(
+            repository_id=self.project.code_repository_id, branch=self.branch or None, commit=self.commit or None
+        )
+
+    @model_validator(mode="after")
+    def _has_one_code(self) -> TrainingJob:
+        if self.git_url and self.directory:
+            raise ValueError("the code is either in a git repository or in a directory: leave one of the two empty")
+        return self
 
     # Prefect declares `trigger` as a coroutine without arguments; a plain one beside its twin is today's convention.
     def trigger(  # type: ignore[override]
@@ -274,7 +302,7 @@ async def _with_log(site: Site, handle: RunHandle, ended: RunStatus) -> RunResul
     if ended.state is RunState.FINISHED:
         return RunResult(handle=handle, status=ended)
     try:
-        data, _ = await site.read_log(handle)
+        data, _ = await site.read_log(handle, -4 * LOG_TAIL)
     except (NotSupported, RequestFailed) as error:
         run_logger().debug("The result of %s comes without its log: %s", handle.describe(), error)
         data = b""

@@ -18,7 +18,7 @@ import re
 import ssl
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
 import httpx
 
@@ -138,14 +138,34 @@ async def _as_coroutine(start: Callable[[], Awaitable[T]]) -> T:
     return await start()
 
 
-@per_process
-def tls_context() -> ssl.SSLContext:
-    """The one TLS context of the process: loading the trust store takes 30 ms and a megabyte each time."""
-    return httpx.create_ssl_context()
+class Tls(NamedTuple):
+    """How a server's certificate is verified.
+
+    Attributes:
+        ca: Certificates to trust, as PEM text or the path of a PEM file. Empty: those that Python trusts.
+        verify: False accepts any certificate.
+    """
+
+    ca: str = ""
+    verify: bool = True
+
+
+VERIFIED = Tls()
 
 
 @per_process
-def http_client(account: str, loopback: bool = False) -> httpx.AsyncClient:
+def tls_context(tls: Tls = VERIFIED) -> ssl.SSLContext:
+    """The one TLS context of the process for a trust store: loading one takes 30 ms and a megabyte each time."""
+    if not tls.verify:
+        return httpx.create_ssl_context(verify=False)
+    if not tls.ca:
+        return httpx.create_ssl_context()
+    is_text = "-----BEGIN" in tls.ca
+    return ssl.create_default_context(cadata=tls.ca if is_text else None, cafile=None if is_text else tls.ca)
+
+
+@per_process
+def http_client(account: str, loopback: bool = False, tls: Tls = VERIFIED) -> httpx.AsyncClient:
     """The HTTP client of one account, to be used on the background loop only.
 
     It never follows redirects (a token would travel along), and httpx never reads netrc by itself.
@@ -153,9 +173,10 @@ def http_client(account: str, loopback: bool = False) -> httpx.AsyncClient:
     Args:
         account: User name and server, what tells accounts apart.
         loopback: Whether the server is on this machine: then no proxy stands between.
+        tls: How its certificate is verified.
     """
     return httpx.AsyncClient(
-        verify=tls_context(),
+        verify=tls_context(tls),
         trust_env=not loopback,
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=MAX_CALLS_IN_FLIGHT),
         headers={"User-Agent": "prefect-mantik"},

@@ -19,7 +19,7 @@ from prefect_mantik.errors import KeyInvalid
 Scope = Literal["flow", "origin"]
 IfEnded = Literal["raise", "resubmit"]
 ParameterValue = str | int | float | bool | None
-SiteKind = Literal["mantik"]
+SiteKind = Literal["mantik", "unicore"]
 
 MAX_ATTEMPT = 9_999_999
 """A job's own name is the site key, a dash and the attempt: 63 characters at most."""
@@ -43,6 +43,32 @@ class CodeRepository(BaseModel):
         return self
 
 
+class GitCode(BaseModel):
+    """Code in a git repository, for sites reached directly.
+
+    Attributes:
+        url: https or ssh, without credentials in it.
+        ref: Branch, tag or full commit.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str = Field(min_length=1)
+    ref: str = Field(min_length=1)
+
+
+class CodeDirectory(BaseModel):
+    """Code in a directory of the submitting machine, for sites reached directly. Its content is no part of the digest.
+
+    Attributes:
+        path: Of the directory.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str = Field(min_length=1)
+
+
 class DataRepository(BaseModel):
     """A data repository of the platform, at a branch or a commit."""
 
@@ -64,7 +90,7 @@ class RunSpec(BaseModel):
     entry_point: str = "main"
     parameters: Mapping[str, ParameterValue] = Field(default_factory=dict)
     mlproject_path: str = "MLproject"
-    code: CodeRepository
+    code: CodeRepository | GitCode | CodeDirectory
     data: DataRepository | None = None
     project_id: UUID
     experiment_repository_id: UUID
@@ -198,6 +224,7 @@ class RunStatus(BaseModel):
         state: In our words.
         reason: Why, where the site tells; UNTOLD where a run ended badly and it does not.
         site_word: The site's own word for the state.
+        message: What else the site says of it.
         exit_code: Of the job, where the site tells.
         queued_at: When the site took the run.
         started_at: When the job began to run.
@@ -211,6 +238,7 @@ class RunStatus(BaseModel):
     state: RunState
     reason: Reason | None = None
     site_word: str = ""
+    message: str = ""
     exit_code: int | None = None
     queued_at: datetime | None = None
     started_at: datetime | None = None
@@ -312,7 +340,8 @@ class RunResult(BaseModel):
         """One sentence for a person."""
         link = next(iter(self.handle.links.values()), "")
         tail = f"; its log ends:\n{_indented(self.log_tail)}" if self.log_tail else ""
-        return f"{self.handle.describe()} is {self.status.describe()}{f', see {link}' if link else ''}{tail}"
+        words = f" ({self.handle.site_name} says: {self.status.message})" if self.status.message else ""
+        return f"{self.handle.describe()} is {self.status.describe()}{words}{f', see {link}' if link else ''}{tail}"
 
 
 class MetricValue(BaseModel):

@@ -16,7 +16,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import task_run
 
 from prefect_mantik import jobs
-from prefect_mantik.credentials import MantikCredentials, aload_block, reference
+from prefect_mantik.credentials import MantikCredentials
+from prefect_mantik.documents import aload_block, reference
 from prefect_mantik.errors import MetricMissing, NotSupported, RunsFailed, SubmitsFailed
 from prefect_mantik.jobs import TrainingJob, TrainingRun, as_handle
 from prefect_mantik.loop import acall, call

@@ -7,7 +7,15 @@ import itertools
 import secrets
 from typing import Any
 
-from prefect_mantik import MantikConnection, MantikCredentials, MantikProject, MantikSite, TrainingJob
+from prefect_mantik import (
+    MantikConnection,
+    MantikCredentials,
+    MantikProject,
+    MantikSite,
+    TrainingJob,
+    UnicoreCredentials,
+    UnicoreSite,
+)
 from prefect_mantik.runs import RunKey
 from prefect_mantik.sandbox.process import SandboxProcess
 from prefect_mantik.sites.base import Announcement, Site
@@ -56,10 +64,25 @@ def mantik_site(sandbox: SandboxProcess, name: str = "alder", **fields: Any) -> 
     return MantikSite(**{**given, **fields})
 
 
+def unicore_site(url: str, username: str, password: str, **fields: Any) -> UnicoreSite:
+    """A site reached by UNICORE."""
+    config = {"Resources": {"Queue": "batch", "Runtime": "5m", "Nodes": 1}}
+    if environment := fields.pop("environment", None):
+        config["Environment"] = environment
+    given = {
+        "api_url": url,
+        "login": UnicoreCredentials(username=username, password=password),
+        "backend_config": config,
+        "settle": 1.2,
+    }
+    return UnicoreSite(**{**given, **fields})
+
+
 def training_job(sandbox: SandboxProcess, name: str = "alder", **fields: Any) -> TrainingJob:
     """A job at one of the sandbox's sites."""
-    given: dict[str, Any] = {"project": project(sandbox), "site": mantik_site(sandbox, name)}
-    return TrainingJob(**{**given, **fields})
+    if "site" not in fields:
+        fields["site"] = mantik_site(sandbox, name)
+    return TrainingJob(**{"project": project(sandbox), **fields})
 
 
 def new_key(name: str = "") -> RunKey:

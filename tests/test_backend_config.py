@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import pickle
 from copy import deepcopy
 from types import MappingProxyType
@@ -10,7 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
-from prefect_mantik.backend_config import backend_kind, check_backend_config, with_variables
+from prefect_mantik.backend_config import (
+    backend_kind,
+    check_backend_config,
+    parse_backend_config,
+    site_label,
+    with_variables,
+)
 from prefect_mantik.errors import BackendConfigInvalid
 
 UNICORE = """
@@ -110,9 +117,25 @@ WRONG = [
     ("unicore", "Environment.Apptainer.Type", "docker", "local or remote"),
     ("unicore", "Environment.Apptainer.Type", "Remote", "absolute"),
     ("unicore", "Environment.Apptainer.Options", {"nv": True}, "a text or a list"),
-    ("unicore", "Environment.Modules", "CUDA", "a list"),
     ("unicore", "Environment.Modules", ["CUDA", 12], "a list"),
-    ("unicore", "Exclude", "*.sif", "a list"),
+    ("unicore", "Environment.Modules", ["CUDA;"], "holds a ;"),
+    ("unicore", "Environment.Modules", ["module load CUDA"], '"module load" is put before'),
+    ("unicore", "Environment.Apptainer.Path", "image.sif; ls", "holds a ;"),
+    ("unicore", "Environment.Apptainer.Options", ["--nv; ls"], "options only"),
+    ("firecrest", "Environment.Python", "/users/ada/venv/bin/activate", "/bin/activate is put behind it"),
+    ("firecrest", "Environment.Python", "/users/ada/venv/bin/", "/bin/activate is put behind it"),
+    ("firecrest", "Environment.Python", "/users/ada/venv;", "holds a ;"),
+    ("unicore", "Exclude", [1], "a list"),
+    ("unicore", "Environment.PreRunCommandOnComputeNode", ["ls \\"], "backslash"),
+    ("unicore", "Environment.PreRunCommandOnComputeNode", [";\n"], "a text or a list"),
+    ("unicore", "Environment.PreRunCommandOnComputeNode", "export MLFLOW_TRACKING_TOKEN=hunter2", "must not set"),
+    ("unicore", "Environment.Apptainer.Options", "--env MLFLOW_TRACKING_PASSWORD=hunter2", "must not set"),
+    ("unicore", "Environment.Variables.APPTAINERENV_MLFLOW_TRACKING_TOKEN", "hunter2", "not allowed"),
+    ("unicore", "Environment.Variables", {True: "b"}, "put the name in quotes"),
+    ("unicore", "Environment.Variables.A", "a\0b", "no variable can hold"),
+    ("unicore", "Environment.Variables.A", datetime.date(2026, 1, 1), "in quotes, if it is a date"),
+    ("firecrest", "Resources.Queue", "a b", "Slurm would split"),
+    ("ssh", "Resources.NodeConstraints", "gpu#1", "Slurm would split"),
     ("unicore", "Environment.PreRunCommandOnComputeNode", 1, "a text or a list"),
     ("unicore", "Environment.PostRunCommandOnLoginNode", ["ls", None], "a text or a list"),
     ("firecrest", "Environment.PreRunCommandOnLoginNode", "ls", "not possible with Firecrest"),
@@ -177,7 +200,7 @@ def test_all_findings_come_at_once() -> None:
     broken = {
         "UnicoreApiUrl": "http://example.org",
         "Resources": {"Runtime": "long", "Nodes": "many"},
-        "Environment": {"Modules": "CUDA", "Options": "--nv"},
+        "Environment": {"Modules": ["CUDA", 1], "Options": "--nv"},
         "Color": 1,
     }
     findings = findings_of(broken)
@@ -243,3 +266,94 @@ def test_variables_that_cannot_be_added(own: Any, added: dict[str, str], said: s
         with_variables({"Environment": {"Variables": own}}, added)
     assert "Environment.Variables" in str(caught.value)
     assert "hunter2" not in str(caught.value)
+
+
+def test_what_goes_to_the_platform_is_written_so_that_it_can_render_it() -> None:
+    given = yaml.safe_load(
+        """
+        Environment:
+          Modules: Stages/2024 CUDA
+          PreRunCommandOnComputeNode: |
+            cd $HOME
+            ls *.txt;
+          PostRunCommandOnComputeNode: ["echo a;", "find . -exec rm {} \\\\;\\n"]
+        Exclude: "*.sif"
+        """
+    )
+    assert with_variables(given, {}) == {
+        "Environment": {
+            "Modules": ["Stages/2024", "CUDA"],
+            "PreRunCommandOnComputeNode": "cd $HOME\nls *.txt",
+            "PostRunCommandOnComputeNode": ["echo a", "find . -exec rm {} \\;"],
+            "Variables": {},
+        },
+        "Exclude": ["*.sif"],
+    }
+
+
+# --- Typed ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_config_becomes_typed() -> None:
+    parsed = parse_backend_config(MappingProxyType(config() | {"Exclude": "data/"}))
+    resources, environment = parsed.resources, parsed.environment
+    assert (parsed.kind, parsed.site, parsed.exclude) == ("unicore", "SITE", ("data/",))
+    assert (resources.runtime, resources.runtime_seconds, resources.total_cpus) == ("12h", 43200, 8)
+    assert (resources.memory_per_node, resources.memory_kibibytes) == ("12GiB", 12 * 1024**2)
+    assert environment.before_on_compute_node == ("cd $UC_WORKING_DIRECTORY\nls *.txt",)
+    assert environment.after_on_login_node == ("echo done",)
+    assert environment.modules == ("CUDA", "GCCcore/.11.2.0")
+    assert environment.variables == {"A": "b", "RATE": "7e-6", "N": "3", "DEBUG": "True", "EMPTY": ""}
+    assert environment.apptainer is not None
+    assert (environment.apptainer.type, environment.apptainer.options) == ("local", ("--nv",))
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_a_typed_config_is_written_as_it_was_read(kind: str) -> None:
+    parsed = parse_backend_config(config(kind))
+    written = parsed.model_dump(by_alias=True, exclude_defaults=True)
+    check_backend_config(written)
+    assert parse_backend_config(written) == parsed
+    assert parsed.kind == kind
+    assert parsed.site == site_label(config(kind))
+
+
+def test_all_errors_come_before_anything_is_typed() -> None:
+    with pytest.raises(BackendConfigInvalid) as caught:
+        parse_backend_config({"UnicoreApiUrl": "no", "Resources": {"Nodes": "x"}})
+    assert [finding.split()[0] for finding in caught.value.findings] == [
+        "UnicoreApiUrl",
+        "Resources.Queue",
+        "Resources.Nodes",
+    ]
+
+
+def test_a_memory_unit_is_for_the_direct_road_to_slurm() -> None:
+    given = config("firecrest")
+    put(given, "Resources.MemoryPerNode", "12GiB")
+    assert parse_backend_config(given).resources.memory_kibibytes == 12 * 1024**2
+
+
+@pytest.mark.parametrize(
+    ("given", "kibibytes"),
+    [(64000, 64000 * 1024), ("0", 0), (-1, None), ("500K", 500), ("2GB", 2 * 1024**2), ("1TiB", 1024**3), (None, None)],
+)
+def test_memory(given: Any, kibibytes: int | None) -> None:
+    resources = {"Queue": "q"} | ({} if given is None else {"MemoryPerNode": given})
+    assert parse_backend_config(config() | {"Resources": resources}).resources.memory_kibibytes == kibibytes
+
+
+@pytest.mark.parametrize(
+    ("written", "runs"),
+    [
+        ("ls\n", "ls"),
+        ("ls;", "ls"),
+        ("ls ; ;\n\n", "ls"),
+        ("find . -exec rm {} \\;\n", "find . -exec rm {} \\;"),
+        ("a; b", "a; b"),
+        ("a\r\nb\r\n", "a\nb"),
+    ],
+)
+def test_line_ends_and_semicolons_at_the_end_of_a_command_are_taken_off(written: str, runs: str) -> None:
+    parsed = parse_backend_config(config() | {"Environment": {"PreRunCommandOnComputeNode": written}})
+    assert parsed.environment.before_on_compute_node == (runs,)

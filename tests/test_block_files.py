@@ -12,7 +12,7 @@ import pytest
 
 from prefect_mantik import MantikConnection, MantikCredentials, MantikSite, TrainingJob
 from prefect_mantik.block_files import asave_blocks, read_block_file
-from prefect_mantik.credentials import aload_block, reference
+from prefect_mantik.documents import aload_block, reference
 from prefect_mantik.errors import BlockInvalid, ConfigurationError, EnvironmentInvalid, MantikError
 from prefect_mantik.loop import call
 

@@ -27,9 +27,11 @@ from prefect_mantik import (
     MantikProject,
     MantikSite,
     TrainingJob,
+    UnicoreCredentials,
+    UnicoreSite,
     _blocks,
 )
-from prefect_mantik.credentials import aload_block, reference
+from prefect_mantik.documents import aload_block, reference
 from prefect_mantik.errors import BlockInvalid, EnvironmentInvalid
 
 BLOCKS: list[type[Block]] = [getattr(_blocks, name) for name in _blocks.__all__]
@@ -50,6 +52,8 @@ TREE = {
     "MantikProject": ["MantikCredentials"],
     "MantikConnection": ["MantikCredentials"],
     "MantikCredentials": [],
+    "UnicoreSite": ["UnicoreCredentials"],
+    "UnicoreCredentials": [],
 }
 
 
@@ -75,10 +79,16 @@ def parts(job: TrainingJob) -> list[Block]:
     return [job.project.credentials, job.project, job.site.connection, job.site, job]
 
 
+def direct_parts() -> list[Block]:
+    """The blocks of a site that is reached directly."""
+    login = UnicoreCredentials(username="alice", password=PASSWORD)
+    return [login, UnicoreSite(api_url=CONFIG["UnicoreApiUrl"], login=login, backend_config=CONFIG)]
+
+
 @pytest.fixture(scope="module")
 def saved(prefect_server: Any) -> TrainingJob:
     job = a_job()
-    for block in parts(job):
+    for block in (*parts(job), *direct_parts()):
         block.save(NAME)
     return job
 
@@ -127,7 +137,7 @@ def test_no_field_is_typed_by_a_base_class(field: Any) -> None:
 
 
 def test_a_site_is_one_of_the_concrete_site_blocks() -> None:
-    assert MantikSite in alternatives(TrainingJob.model_fields["site"].annotation)
+    assert alternatives(TrainingJob.model_fields["site"].annotation) == {MantikSite, UnicoreSite}
 
 
 # --- Saved and loaded -----------------------------------------------------------------------------------------------

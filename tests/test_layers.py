@@ -18,9 +18,11 @@ ROOT = Path(prefect_mantik.__file__).parent
 LEVELS = (
     {"errors"},
     {"runs", "environment", "backend_config", "mlproject", "log", "loop"},
-    {"api"},
-    {"platform"},
+    {"api", "git"},
+    {"staging"},
+    {"platform", "unicore"},
     {"tracking"},
+    {"documents"},
     {"credentials"},  # above the clients: a block makes its clients, which take a token source and never a block
     {"sites"},
     {"ledger", "waiting", "data"},

@@ -6,7 +6,7 @@ from typing import Literal
 
 from prefect import flow, get_run_logger
 
-from prefect_mantik.credentials import aload_block
+from prefect_mantik.documents import aload_block
 from prefect_mantik.errors import RunsFailed, SubmitsFailed
 from prefect_mantik.jobs import TrainingJob
 from prefect_mantik.lifecycle import cancel_runs_of_flow

@@ -1,6 +1,6 @@
 """The Mantik platform's REST API."""
 
 from prefect_mantik.platform.client import PlatformClient, platform_client
-from prefect_mantik.platform.tokens import LoginInfo, PlatformTokens
+from prefect_mantik.platform.tokens import LastingToken, LoginInfo, PlatformTokens
 
-__all__ = ["LoginInfo", "PlatformClient", "PlatformTokens", "platform_client"]
+__all__ = ["LastingToken", "LoginInfo", "PlatformClient", "PlatformTokens", "platform_client"]

@@ -8,11 +8,17 @@ from uuid import UUID
 
 from pydantic import BaseModel, SecretStr, ValidationError
 
-from prefect_mantik.api import TOTAL_TIMEOUT, Call, JsonApi
+from prefect_mantik.api import TOTAL_TIMEOUT, BearerLogin, Call, JsonApi
 from prefect_mantik.errors import NotFound, NotSupported, RequestFailed, ServiceUnavailable
 from prefect_mantik.loop import per_process
 from prefect_mantik.platform.endpoints import endpoints
-from prefect_mantik.platform.schemas import ConnectionAnswer, Experiment, PlatformRun, SubmittedRun
+from prefect_mantik.platform.schemas import (
+    CodeRepositoryAnswer,
+    ConnectionAnswer,
+    Experiment,
+    PlatformRun,
+    SubmittedRun,
+)
 from prefect_mantik.platform.tokens import PlatformTokens
 
 SUBMIT_TIMEOUT = 300.0
@@ -41,7 +47,7 @@ class PlatformClient:
             create=self._table["create_token"],
             refresh=self._table["refresh_token"],
         )
-        self._api = JsonApi("the Mantik platform", api_url, username, self.tokens)
+        self._api = JsonApi("the Mantik platform", api_url, username, BearerLogin(self.tokens))
         self._experiments: dict[tuple[UUID, UUID], Experiment] = {}
 
     async def submit_run(self, project_id: UUID, body: Mapping[str, Any]) -> SubmittedRun:
@@ -70,6 +76,11 @@ class PlatformClient:
         values = {"userId": user_id or self._api.username, "connectionId": connection_id}
         answer = await self._call("connection", values, hide=[str(connection_id)])
         return self._read(ConnectionAnswer, "connection", answer)
+
+    async def code_repository(self, project_id: UUID, code_repository_id: UUID) -> CodeRepositoryAnswer:
+        """Get a code repository."""
+        values = {"projectId": project_id, "codeRepositoryId": code_repository_id}
+        return self._read(CodeRepositoryAnswer, "code_repository", await self._call("code_repository", values))
 
     async def check_exists(self, what: str, **values: UUID) -> None:
         """Ask for one thing of a project ("code_repository", …); raises `NotFound` where there is none."""

@@ -9,7 +9,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from pydantic.alias_generators import to_camel
 
-from prefect_mantik.runs import RunSpec
+from prefect_mantik.runs import CodeRepository, RunSpec
 
 
 class _Answer(BaseModel):
@@ -59,6 +59,13 @@ class Experiment(_Answer):
         return str(value)
 
 
+class CodeRepositoryAnswer(_Answer):
+    """A code repository: where its git repository is, and the Connection with its token if it is private."""
+
+    uri: str
+    connection_id: UUID | None = None
+
+
 class ConnectionAnswer(_Answer):
     """A Connection. Its owner is answered the secrets in clear: never kept, never shown."""
 
@@ -71,14 +78,16 @@ class ConnectionAnswer(_Answer):
     token: SecretStr | None = None
 
 
-def submit_body(spec: RunSpec, *, name: str, connection_id: UUID, backend_config: dict[str, Any]) -> dict[str, Any]:
+def submit_body(
+    spec: RunSpec, code: CodeRepository, *, name: str, connection_id: UUID, backend_config: dict[str, Any]
+) -> dict[str, Any]:
     """The body of `POST runs`, with every key that the official client sends."""
     return {
         "name": name,
         "experimentRepositoryId": str(spec.experiment_repository_id),
-        "codeRepositoryId": str(spec.code.repository_id),
-        "branch": spec.code.branch,
-        "commit": spec.code.commit,
+        "codeRepositoryId": str(code.repository_id),
+        "branch": code.branch,
+        "commit": code.commit,
         "dataRepositoryId": str(spec.data.repository_id) if spec.data else None,
         "dataBranch": spec.data.branch if spec.data else None,
         "dataCommit": spec.data.commit if spec.data else None,

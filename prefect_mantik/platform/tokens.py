@@ -43,6 +43,21 @@ class LoginInfo(BaseModel):
     expires_at: datetime
 
 
+@dataclass(frozen=True)
+class LastingToken:
+    """A token to hand on.
+
+    Attributes:
+        token: The token.
+        expires_at: When it ends, by the server's clock.
+        refresh_at: When to hand on a fresh one, by ours: in the middle of its life.
+    """
+
+    token: SecretStr
+    expires_at: datetime
+    refresh_at: float
+
+
 @dataclass
 class _Token:
     access: str = field(repr=False)
@@ -51,6 +66,11 @@ class _Token:
     clock_ahead: float
     """Seconds by which the server's clock is ahead of ours."""
     lifetime: float
+
+    @property
+    def half_life(self) -> float:
+        """When half of its life is over, by our clock."""
+        return self.expires_at.timestamp() - self.clock_ahead - self.lifetime / 2
 
     @property
     def is_fresh(self) -> bool:
@@ -88,6 +108,13 @@ class PlatformTokens:
             ServiceUnavailable: It could not be asked.
         """
         return (await self._valid()).access
+
+    async def lasting(self) -> LastingToken:
+        """Return a token with at least half of its life before it. Errors as for `token`."""
+        found = await self._valid()
+        if found.half_life < wall_clock():
+            found = await self._renewal.run(self._renew)
+        return LastingToken(SecretStr(found.access), found.expires_at, found.half_life)
 
     def invalidate(self, token: str) -> None:
         """Take note that the server refused this token, whatever it says of its own life."""

@@ -18,10 +18,11 @@ from prefect_mantik.sandbox.accounts import Accounts
 from prefect_mantik.sandbox.errors import ApiError, parse
 from prefect_mantik.sandbox.faults import Faults, Rule
 from prefect_mantik.sandbox.http import Handler, path_id, read_body
-from prefect_mantik.sandbox.jobs import Job, JobState, timestamp
+from prefect_mantik.sandbox.jobs import Hold, Job, JobState, timestamp
 from prefect_mantik.sandbox.runs import Runs
 from prefect_mantik.sandbox.scheduler import Site
 from prefect_mantik.sandbox.settings import SandboxSettings, Switches
+from prefect_mantik.sandbox.unicore.routes import Unicore
 
 TOKEN_HEADER = "X-Sandbox-Token"  # noqa: S105 (a name)
 
@@ -35,11 +36,25 @@ class _Password(BaseModel):
 class _SiteChange(BaseModel):
     model_config = ConfigDict(extra="forbid")
     maintenance: bool | None = None
+    message: str | None = None
     refuse_logins: bool | None = None
+    entitled: bool | None = None
+    quota_full: bool | None = None
+    queue_reason: str | None = None
 
 
 class _JobEnd(BaseModel):
     state: Literal["FAILED", "TIMEOUT", "CANCELLED", "OUT_OF_MEMORY", "NODE_FAIL", "VANISHED"]
+
+
+class _JobHold(BaseModel):
+    hold: Hold
+    reason: str = ""
+
+
+class _UnicoreToken(BaseModel):
+    username: str
+    lifetime: float = 3600.0
 
 
 class Control:
@@ -54,6 +69,7 @@ class Control:
         faults: Faults,
         switches: Switches,
         login_link: Callable[[], str],
+        unicore: Unicore,
     ) -> None:
         self.token = secrets.token_urlsafe(32)
         self._accounts = accounts
@@ -62,6 +78,7 @@ class Control:
         self._faults = faults
         self._switches = switches
         self._login_link = login_link
+        self._unicore = unicore
 
     def routes(self) -> list[Route]:
         """Give all endpoints."""
@@ -81,6 +98,9 @@ class Control:
             ("PATCH", "/sites/{name}", self._change_site),
             ("GET", "/jobs", self._jobs),
             ("POST", "/jobs/{jobId}/end", self._end_job),
+            ("POST", "/jobs/{jobId}/hold", self._hold_job),
+            ("POST", "/unicore/tokens", self._unicore_token),
+            ("POST", "/unicore/sessions/expire", self._expire_sessions),
             ("POST", "/login", self._login),
         ]
         return [Route(f"/_sandbox{path}", self._guarded(handler), methods=[method]) for method, path, handler in table]
@@ -155,9 +175,9 @@ class Control:
         ]
 
     async def _list_sites(self, _: Request) -> list[dict[str, Any]]:
+        fields = ("name", "kind", "url", "maintenance", "refuse_logins", "entitled", "quota_full", "queue_reason")
         return [
-            {"name": site.name, "kind": site.kind, "url": site.url, "maintenance": site.maintenance}
-            | {"refuse_logins": site.refuse_logins}
+            {name: getattr(site, name) for name in fields} | {"message": site.maintenance_message}
             for site in self._sites.values()
         ]
 
@@ -166,6 +186,14 @@ class Control:
         if site is None:
             raise ApiError(404, f"Site {request.path_params['name']} not found")
         change = await read_body(request, _SiteChange)
+        if change.message is not None:
+            site.maintenance_message = change.message
+        if change.entitled is not None:
+            site.entitled = change.entitled
+        if change.quota_full is not None:
+            site.quota_full = change.quota_full
+        if change.queue_reason is not None:
+            site.set_queue_reason(change.queue_reason)
         if change.maintenance is not None:
             site.set_maintenance(change.maintenance)
         if change.refuse_logins is not None:
@@ -193,6 +221,21 @@ class Control:
         await site.end(job, JobState(wanted.state))
         return _describe(job)
 
+    async def _hold_job(self, request: Request) -> dict[str, Any]:
+        site, job = self._runs.find_job(path_id(request, "jobId"))
+        wanted = await read_body(request, _JobHold)
+        site.set_hold(job, wanted.hold, wanted.reason)
+        return _describe(job)
+
+    async def _unicore_token(self, request: Request) -> dict[str, str]:
+        wanted = await read_body(request, _UnicoreToken)
+        if wanted.username not in self._unicore.identities.people:
+            raise ApiError(404, f"User {wanted.username} not found")
+        return {"token": self._unicore.identities.issue_oidc(wanted.username, wanted.lifetime)}
+
+    async def _expire_sessions(self, _: Request) -> None:
+        self._unicore.expire_sessions()
+
     async def _login(self, _: Request) -> dict[str, str]:
         return {"url": self._login_link()}
 
@@ -208,6 +251,7 @@ def _describe(job: Job) -> dict[str, Any]:
         "state": job.state.value,
         "word": job.word(os.getuid()),
         "live": not job.state.ended,
+        "hold": job.hold,
         "pid": job.pid,
         "exitCode": job.exit_code,
         "message": job.message,

@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 Action = Literal["delay_before", "delay_after", "status", "drop_before", "drop_after", "late"]
 Drop = Callable[[Scope], None]
 
+_TOLD = "The sandbox was told to fail"
+_UNICORE_EMPTY = {401, 403, 404, 432}
+
 
 class Rule(BaseModel):
     """One way to misbehave.
@@ -35,7 +38,7 @@ class Rule(BaseModel):
     seconds: float = Field(1.0, ge=0)
     status: int | None = Field(None, ge=200, le=599)
     retry_after: str | int | None = None
-    body: str = '{"detail": "The sandbox was told to fail"}'
+    body: str | None = Field(None, description="null is a body of the kind that the route's server sends")
     content_type: str = "application/json"
     skip: int = Field(0, ge=0, description="let this many requests pass first")
     times: int | None = Field(1, ge=1, description="how often; null is for ever")
@@ -52,9 +55,10 @@ class Faults:
     def take(self, method: str, route: str, path: str, account: str) -> Rule | None:
         """Give the rule that applies to a request, and use it up by one."""
         for rule in self.rules:
+            at_site = route.replace("{site}", path.split("/")[1])
             fits = (
                 rule.method in ("*", method)
-                and (fnmatch.fnmatchcase(route, rule.route) or rule.route == route or rule.route == path)
+                and (fnmatch.fnmatchcase(route, rule.route) or rule.route in (route, path, at_site))
                 and fnmatch.fnmatchcase(account, rule.account)
             )
             if not fits or rule.times == 0:
@@ -124,7 +128,7 @@ class FaultsMiddleware:
                 await send(message)
         elif rule.action == "status":
             await _body(receive)
-            await _answer(rule, send)
+            await _answer(rule, scope, send)
         elif rule.action == "drop_before":
             await self._cut(scope, receive)
         elif rule.action == "drop_after":
@@ -139,7 +143,7 @@ class FaultsMiddleware:
             if rule.status is None:
                 await self._cut(scope, receive)
             else:
-                await _answer(rule, send)
+                await _answer(rule, scope, send)
 
     async def _cut(self, scope: Scope, receive: Receive) -> None:
         self._drop(scope)
@@ -179,8 +183,14 @@ async def _body(receive: Receive) -> bytes:
     return b"".join(parts)
 
 
-async def _answer(rule: Rule, send: Send) -> None:
-    body = rule.body.encode()
+def _default_body(scope: Scope, status: int) -> str:
+    if "/rest/core" not in scope["path"]:
+        return f'{{"detail": "{_TOLD}"}}'
+    return "" if status in _UNICORE_EMPTY else f'{{"errorMessage": "{_TOLD}", "status": {status}}}'
+
+
+async def _answer(rule: Rule, scope: Scope, send: Send) -> None:
+    body = (_default_body(scope, rule.status or 503) if rule.body is None else rule.body).encode()
     headers = [(b"content-type", rule.content_type.encode()), (b"content-length", str(len(body)).encode())]
     if rule.retry_after is not None:
         headers.append((b"retry-after", str(rule.retry_after).encode()))

@@ -86,8 +86,10 @@ async def refuse(_: Request, error: Exception) -> Response:
     return JSONResponse({"detail": error.detail}, error.status)
 
 
-async def not_served(_: Request, error: Exception) -> Response:
-    """Answer an unknown route or method as FastAPI does."""
+async def not_served(request: Request, error: Exception) -> Response:
+    """Answer an unknown route or method as FastAPI does, and as UNICORE does below its paths."""
     status = getattr(error, "status_code", 404)
-    detail = getattr(error, "detail", "Not Found")
-    return JSONResponse({"detail": detail}, status, headers=getattr(error, "headers", None))
+    headers = getattr(error, "headers", None)
+    if "/rest/core" in request.url.path:
+        return Response(status_code=status, headers=headers)
+    return JSONResponse({"detail": getattr(error, "detail", "Not Found")}, status, headers=headers)

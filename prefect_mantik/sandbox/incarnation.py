@@ -38,6 +38,7 @@ def from_unicore(description: Mapping[str, Any]) -> JobRequest:
         after=f"{prologue}{after}\n" if after else "",
         environment=environment,
         output=str(description.get("Stdout", "stdout")),
+        description=description,
     )
 
 

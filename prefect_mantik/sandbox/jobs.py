@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID, uuid4
 
 SiteKind = Literal["UNICORE", "FirecREST"]
+Hold = Literal["", "UNDEFINED", "QUEUED"]
 
 
 class JobState(str, Enum):
     """Where a job stands, in our own words."""
 
+    CREATED = "CREATED"
     STAGING_IN = "STAGING_IN"
     READY = "READY"
     QUEUED = "QUEUED"
@@ -37,9 +39,17 @@ class JobState(str, Enum):
         return self not in _LIVE
 
 
-_LIVE = {JobState.STAGING_IN, JobState.READY, JobState.QUEUED, JobState.RUNNING, JobState.STAGING_OUT}
+_LIVE = {
+    JobState.CREATED,
+    JobState.STAGING_IN,
+    JobState.READY,
+    JobState.QUEUED,
+    JobState.RUNNING,
+    JobState.STAGING_OUT,
+}
 
 _UNICORE_WORDS = {
+    JobState.CREATED: "READY",
     JobState.STAGING_IN: "STAGINGIN",
     JobState.READY: "READY",
     JobState.QUEUED: "QUEUED",
@@ -48,6 +58,7 @@ _UNICORE_WORDS = {
     JobState.COMPLETED: "SUCCESSFUL",
 }
 _SLURM_WORDS = {
+    JobState.CREATED: "PENDING",
     JobState.STAGING_IN: "PENDING",
     JobState.READY: "PENDING",
     JobState.QUEUED: "PENDING",
@@ -55,9 +66,35 @@ _SLURM_WORDS = {
 }
 
 
+class JobFailed(Exception):
+    """A job cannot go on; the text is what its site says about it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class JobRequest:
-    """What a site's scheduler needs to know, whatever language the job came in."""
+    """What a site's scheduler needs to know, whatever language the job came in.
+
+    Attributes:
+        name: The job's name.
+        queue: The queue (partition).
+        nodes: How many nodes.
+        walltime: Seconds it may run.
+        script: What runs on the compute node.
+        login_shell: Whether a login shell runs the script.
+        before: What runs on the login node first.
+        after: What runs on the login node at the end.
+        before_may_fail: Whether the job goes on when `before` fails.
+        after_may_fail: Whether the job is good even when `after` fails.
+        environment: The job's own variables.
+        output: The file for standard output, in the run directory.
+        error: The file for standard error; by default the same.
+        ignore_exit_code: Whether an exit code other than 0 is no failure.
+        leaves_exit_code: Whether the script writes its exit code to a file, and has not ended well without it.
+        on_login_node: Whether the script runs at once and outside the queue.
+        not_before: The earliest start, as a point in time.
+        umask: The mask for new files.
+        description: The job in the language that it came in.
+    """
 
     name: str
     queue: str
@@ -67,8 +104,17 @@ class JobRequest:
     login_shell: bool = False
     before: str = field(default="", repr=False)
     after: str = field(default="", repr=False)
+    before_may_fail: bool = False
+    after_may_fail: bool = False
     environment: dict[str, str] = field(default_factory=dict, repr=False)
     output: str = "mantik.log"
+    error: str = ""
+    ignore_exit_code: bool = False
+    leaves_exit_code: bool = False
+    on_login_node: bool = False
+    not_before: float = 0.0
+    umask: int = -1
+    description: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -91,12 +137,27 @@ class Job:
     started: float | None = None
     ended: float | None = None
     ending: JobState | None = None
+    hold: Hold = ""
+    history: list[tuple[float, JobState]] = field(default_factory=list, repr=False)
+    events: list[tuple[float, str]] = field(default_factory=list, repr=False)
     task: asyncio.Task[None] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self.history.append((self.submitted, self.state))
 
     @property
     def log(self) -> Path:
         """Where the job writes its output."""
         return self.directory / self.request.output
+
+    def enter(self, state: JobState) -> None:
+        """Change the state and remember when."""
+        self.state = state
+        self.history.append((time.time(), state))
+
+    def note(self, text: str) -> None:
+        """Write a line into the job's log as its site keeps it."""
+        self.events.append((time.time(), text))
 
     def word(self, uid: int) -> str:
         """Say the state as the site does.

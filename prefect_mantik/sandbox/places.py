@@ -14,6 +14,7 @@ from prefect_mantik.sandbox.jobs import SiteKind
 from prefect_mantik.sandbox.scheduler import Site
 from prefect_mantik.sandbox.settings import SandboxSettings, Switches
 from prefect_mantik.sandbox.surroundings import Surroundings
+from prefect_mantik.sandbox.unicore.identities import Person
 from prefect_mantik.sandbox.watchdog import Watchdog
 
 
@@ -66,14 +67,17 @@ def build_sites(settings: SandboxSettings, switches: Switches, state: Path, url:
     ]
 
 
-def connect(users: list[User], sites: list[Site]) -> None:
-    """Give every user an account at every site and a connection for it.
+def connect(users: list[User], sites: list[Site]) -> list[Person]:
+    """Give every user an account at every site and a connection for it, and tell who they are there.
+
+    The person's own name and password are good at every UNICORE site; each stands for the site's local account.
 
     Args:
         users: The users.
         sites: The sites.
     """
-    for user in users:
+    people = [Person(user.name) for user in users]
+    for user, person in zip(users, people, strict=True):
         for site in sites:
             connection = Connection(
                 name=site.name,
@@ -83,14 +87,17 @@ def connect(users: list[User], sites: list[Site]) -> None:
             )
             user.connections[connection.id] = connection
             site.passwords[connection.login] = connection.password
+            person.logins[site.name] = connection.login
+    return people
 
 
-def environment(url: str, user: User, catalogue: Catalogue, sites: list[Site]) -> dict[str, str]:
+def environment(url: str, user: User, person: Person, catalogue: Catalogue, sites: list[Site]) -> dict[str, str]:
     """Give the variables that point to the sandbox.
 
     Args:
         url: The sandbox's base URL.
         user: Whose name and password are given.
+        person: The same, as the UNICORE sites know them.
         catalogue: The project and its repositories.
         sites: The sites.
     """
@@ -99,6 +106,8 @@ def environment(url: str, user: User, catalogue: Catalogue, sites: list[Site]) -
         "MANTIK_PASSWORD": user.password,
         "MANTIK_API_URL": url,
         "MLFLOW_TRACKING_URI": f"{url}{tracking.PREFIX}/",
+        "MANTIK_UNICORE_USERNAME": person.name,
+        "MANTIK_UNICORE_PASSWORD": person.password,
         "MANTIK_COMPUTE_BUDGET_ACCOUNT": "sandbox-budget",
         "MANTIK_PROJECT_ID": str(catalogue.project_id),
         "MANTIK_EXPERIMENT_REPOSITORY_ID": str(catalogue.experiment_id),

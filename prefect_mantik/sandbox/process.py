@@ -96,9 +96,44 @@ class SandboxControl:
         accounts: list[dict[str, Any]] = self.call("GET", "/accounts")
         return accounts
 
-    def change_site(self, name: str, **changes: bool) -> None:
-        """Set a site's `maintenance` or `refuse_logins`."""
+    def change_site(self, name: str, **changes: bool | str) -> None:
+        """Change a site.
+
+        Args:
+            name: The site.
+            **changes: `maintenance` and its `message`, `refuse_logins`, `entitled` (false: users are known but may do
+                nothing), `quota_full`, and `queue_reason` (not empty: no job starts, for this reason). All but the
+                first and the third concern UNICORE sites.
+        """
         self.call("PATCH", f"/sites/{name}", changes)
+
+    def hold_job(self, job_id: str, hold: str = "UNDEFINED", reason: str = "") -> dict[str, Any]:
+        """Hold a job where it is.
+
+        Args:
+            job_id: The job.
+            hold: UNDEFINED: UNICORE cannot name its state; QUEUED: it never gets its turn.
+            reason: What the job's log says.
+        """
+        job: dict[str, Any] = self.call("POST", f"/jobs/{job_id}/hold", {"hold": hold, "reason": reason})
+        return job
+
+    def release_job(self, job_id: str) -> dict[str, Any]:
+        """Let a job go on that is held."""
+        return self.hold_job(job_id, "")
+
+    def unicore_token(self, username: str, lifetime: float = 3600) -> str:
+        """Give out an access token of the sites' OpenID provider.
+
+        Args:
+            username: Whose, as in MANTIK_UNICORE_USERNAME.
+            lifetime: Seconds it lives.
+        """
+        return str(self.call("POST", "/unicore/tokens", {"username": username, "lifetime": lifetime})["token"])
+
+    def expire_unicore_sessions(self) -> None:
+        """Make the UNICORE sites forget all security sessions."""
+        self.call("POST", "/unicore/sessions/expire")
 
     def end_job(self, job_id: str, state: str = "CANCELLED") -> dict[str, Any]:
         """End a job from outside.

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hmac
 import itertools
 import logging
-import os
 import secrets
+import signal
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import IO
+from uuid import UUID, uuid4
 
 from prefect_mantik.sandbox.errors import ApiError, firecrest_error, unicore_error
 from prefect_mantik.sandbox.groups import end_group
-from prefect_mantik.sandbox.jobs import Job, JobRequest, JobState, Listener, SiteKind
+from prefect_mantik.sandbox.jobs import Hold, Job, JobFailed, JobRequest, JobState, Listener, SiteKind
+from prefect_mantik.sandbox.scripts import exit_code, no_exit_code, note_pid, write_private, write_scripts
 from prefect_mantik.sandbox.surroundings import Surroundings
-from prefect_mantik.sandbox.watchdog import Watchdog
+from prefect_mantik.sandbox.watchdog import Watchdog, kill_group
 
 logger = logging.getLogger(__name__)
 
 QUEUES = ("batch", "devel")
+
+# How long a job that has run is seen at its end.
+_STAGE_OUT = 0.05
+
+Preparation = Callable[[Job], Awaitable[None]]
 
 
 class Site:
@@ -47,7 +55,11 @@ class Site:
         self.url = url
         self.slots = slots
         self.maintenance = False
+        self.maintenance_message = ""
         self.refuse_logins = False
+        self.entitled = True
+        self.quota_full = False
+        self.queue_reason = ""
         self.passwords: dict[str, str] = {}
         self.jobs: list[Job] = []
         self.directory = directory
@@ -84,7 +96,27 @@ class Site:
         home.mkdir(parents=True, exist_ok=True)
         return home
 
-    def submit(self, request: JobRequest, *, owner: str, directory: Path, on_change: Listener) -> Job:
+    def scratch(self, login: str) -> Path:
+        """Give (and make) the scratch directory of a user of the site."""
+        scratch = self.directory / "scratch" / login
+        scratch.mkdir(parents=True, exist_ok=True)
+        return scratch
+
+    def check_quota(self, path: Path) -> None:
+        """Refuse to write when the site was told that the disk is full."""
+        if self.quota_full:
+            raise OSError(errno.EDQUOT, "Disk quota exceeded", str(path))
+
+    def submit(
+        self,
+        request: JobRequest,
+        *,
+        owner: str,
+        directory: Path,
+        on_change: Listener,
+        prepare: Preparation | None = None,
+        job_id: UUID | None = None,
+    ) -> Job:
         """Take a job into the queue.
 
         Args:
@@ -92,6 +124,8 @@ class Site:
             owner: The site's user.
             directory: The job's run directory with its files.
             on_change: Awaited whenever the job starts or ends.
+            prepare: Awaited before anything else: stages files in and waits for the start.
+            job_id: Its id, if it has one already.
         """
         job = Job(
             site=self.name,
@@ -101,10 +135,34 @@ class Site:
             request=request,
             directory=directory,
             on_change=on_change,
+            state=JobState.STAGING_IN if prepare is None else JobState.CREATED,
+            id=job_id or uuid4(),
         )
         self.jobs.append(job)
-        job.task = asyncio.create_task(self._supervise(job), name=f"job {job.id}")
+        job.task = asyncio.create_task(self._supervise(job, prepare), name=f"job {job.id}")
         return job
+
+    def set_hold(self, job: Job, hold: Hold, reason: str = "") -> None:
+        """Hold a job where it is, or let it go on.
+
+        Args:
+            job: One of the site's jobs.
+            hold: How the hold looks: as a state nobody can name, or as a job that waits; empty ends it.
+            reason: What the job's log says.
+        """
+        job.hold = hold
+        if reason:
+            job.note(reason)
+        if job.pid is not None and not job.state.ended:
+            kill_group(job.pid, signal.SIGSTOP if hold else signal.SIGCONT)
+        self._dispatch()
+
+    def set_queue_reason(self, reason: str) -> None:
+        """Let no queued job start, for a reason that their logs give; empty ends it."""
+        self.queue_reason = reason
+        for job, _ in self._waiting if reason else ():
+            job.note(reason)
+        self._dispatch()
 
     async def end(self, job: Job, state: JobState = JobState.CANCELLED) -> None:
         """End a job from outside and wait until it is gone.
@@ -131,41 +189,52 @@ class Site:
         live = [job for job in self.jobs if not job.state.ended]
         await asyncio.gather(*(self.end(job, JobState.VANISHED) for job in live))
 
-    async def _supervise(self, job: Job) -> None:
+    async def _supervise(self, job: Job, prepare: Preparation | None) -> None:
         try:
-            state = await self._live(job)
+            state = await self._live(job, prepare)
         except asyncio.CancelledError:
             state = job.ending or JobState.CANCELLED
             job.message = "Job aborted."
-        except OSError as error:
+        except (OSError, JobFailed) as error:
             state, job.message = JobState.FAILED, str(error)
         job.ended = time.time()
-        job.state = state
+        job.enter(state)
         logger.info("%s: job %s ended %s", self.name, job.id, state.value)
         if state is not JobState.VANISHED:
             await job.on_change(job)
 
-    async def _live(self, job: Job) -> JobState:
-        if job.request.before:
-            code = await self._on_login_node(job, job.request.before, "precommand.log")
-            if code != 0:
+    async def _live(self, job: Job, prepare: Preparation | None) -> JobState:
+        request = job.request
+        if prepare is not None:
+            await prepare(job)
+        if not request.script and not request.before and not request.after:
+            return JobState.COMPLETED  # nothing to do
+        if request.before:
+            code = await self._on_login_node(job, request.before, "precommand.log")
+            if code != 0 and not request.before_may_fail:
                 job.exit_code, job.message = code, "User pre-command failed."
                 return JobState.FAILED
-        job.state = JobState.READY
-        async with self._nodes(job):
+        if job.state is not JobState.READY:
+            job.enter(JobState.READY)
+        async with contextlib.nullcontext() if request.on_login_node else self._nodes(job):
             state = await self._run(job)
-        if state is JobState.COMPLETED and job.request.after:
-            job.state = JobState.STAGING_OUT
-            if await self._on_login_node(job, job.request.after, "postcommand.log") != 0:
+        if state in (JobState.COMPLETED, JobState.FAILED):
+            job.enter(JobState.STAGING_OUT)
+            await asyncio.sleep(_STAGE_OUT)
+        if state is JobState.COMPLETED and request.after:
+            code = await self._on_login_node(job, request.after, "postcommand.log")
+            if code != 0 and not request.after_may_fail:
                 job.message = "User post-command failed."
                 return JobState.FAILED
         return state
 
     @contextlib.asynccontextmanager
     async def _nodes(self, job: Job) -> AsyncIterator[None]:
-        job.state = JobState.QUEUED
-        await asyncio.sleep(self._delay())
+        job.enter(JobState.QUEUED)
+        await asyncio.sleep(max(self._delay(), job.request.not_before - time.time()))
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self.queue_reason:
+            job.note(self.queue_reason)
         self._waiting.append((job, turn))
         self._dispatch()
         try:
@@ -179,21 +248,39 @@ class Site:
             self._dispatch()
 
     def _dispatch(self) -> None:
-        while self._waiting and not self.maintenance and self._waiting[0][0].request.nodes <= self._free:
-            job, turn = self._waiting.popleft()
+        while (entry := self._next()) is not None:
+            self._waiting.remove(entry)
+            job, turn = entry
             self._free -= job.request.nodes
             turn.set_result(None)
 
+    def _next(self) -> tuple[Job, asyncio.Future[None]] | None:
+        if self.maintenance or self.queue_reason:
+            return None
+        free = (entry for entry in self._waiting if not entry[0].hold)
+        first = next(free, None)
+        return first if first is not None and first[0].request.nodes <= self._free else None
+
     async def _run(self, job: Job) -> JobState:
-        job.started, job.state = time.time(), JobState.RUNNING
+        request = job.request
+        self.check_quota(job.log)
+        job.started = time.time()
+        job.enter(JobState.RUNNING)
         # Told before the process starts, so that nobody says RUNNING after the job itself has said FINISHED.
         await job.on_change(job)
-        with job.log.open("ab") as log:
-            shell = ["bash", "-l"] if job.request.login_shell else ["bash"]
-            process = await self._start(job, [*shell, str(_write_script(job, job.request.script))], log)
+        with contextlib.ExitStack() as files:
+            log = files.enter_context(job.log.open("ab"))
+            own_error = request.error and request.error != request.output
+            error = files.enter_context((job.directory / request.error).open("ab")) if own_error else log
+            shell = ["bash", "-l"] if request.login_shell else ["bash"]
+            command = [*shell, str(write_scripts(job))]
+            process = await self._start(job, command, log, error)
             job.pid = process.pid
+            note_pid(job, process.pid)
+            killed = True
             try:
-                await asyncio.wait_for(process.wait(), job.request.walltime)
+                await asyncio.wait_for(process.wait(), request.walltime)
+                killed = False
             except asyncio.TimeoutError:
                 await end_group(process.pid, self._grace)
                 job.message = "Job exceeded its time limit."
@@ -202,29 +289,39 @@ class Site:
                 await end_group(process.pid, self._grace)
                 raise
             finally:
-                job.exit_code = await self._clean_up(process)
-        if job.exit_code:
+                job.exit_code = exit_code(job, await self._clean_up(process), killed=killed)
+        if job.exit_code is None:
+            job.message = no_exit_code(request)
+            return JobState.FAILED
+        if job.exit_code and not request.ignore_exit_code:
             job.message = f"User application exited with non-zero exit code: {job.exit_code}."
-        return JobState.FAILED if job.exit_code else JobState.COMPLETED
+            return JobState.FAILED
+        return JobState.COMPLETED
 
     async def _on_login_node(self, job: Job, command: str, log_name: str) -> int:
         with (job.directory / log_name).open("ab") as log:
-            process = await self._start(job, ["bash", str(_write_script(job, command))], log)
+            script = job.directory / f"{log_name.partition('.')[0]}.sh"
+            write_private(script, command)
+            process = await self._start(job, ["bash", str(script)], log, log)
             try:
                 await process.wait()
             finally:
                 code = await self._clean_up(process)
         return code
 
-    async def _start(self, job: Job, command: list[str], log: IO[bytes]) -> asyncio.subprocess.Process:
+    async def _start(
+        self, job: Job, command: list[str], output: IO[bytes], error: IO[bytes]
+    ) -> asyncio.subprocess.Process:
+        environment = self._surroundings.environment(self.home(job.owner), job.owner)
         process = await asyncio.create_subprocess_exec(
             *command,
             cwd=job.directory,
-            env=self._surroundings.environment(self.home(job.owner), job.owner) | {"SLURM_JOB_ID": str(job.number)},
+            env=environment | {"SLURM_JOB_ID": str(job.number), "SCRATCH": str(self.scratch(job.owner))},
             stdin=asyncio.subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            stdout=output,
+            stderr=error,
             start_new_session=True,
+            umask=job.request.umask,
         )
         self._watchdog.add(process.pid)
         return process
@@ -234,12 +331,3 @@ class Site:
         code = await process.wait()
         self._watchdog.remove(process.pid)
         return code if code >= 0 else 128 - code
-
-
-def _write_script(job: Job, text: str) -> Path:
-    # In the run directory, since scripts look for their neighbours; private, since it holds the job's token.
-    path = job.directory / ("script.batch" if job.kind == "FirecREST" else "script.unicore")
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-    return path

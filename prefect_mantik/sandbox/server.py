@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from starlette.routing import Route
+from starlette.types import Scope
 
 from prefect_mantik.sandbox import tracking
 from prefect_mantik.sandbox.accounts import Accounts, User
@@ -30,6 +31,9 @@ from prefect_mantik.sandbox.platform import Platform
 from prefect_mantik.sandbox.repositories import Git
 from prefect_mantik.sandbox.runs import Runs
 from prefect_mantik.sandbox.settings import SandboxSettings, Switches
+from prefect_mantik.sandbox.tls import Certificate, make_certificate
+from prefect_mantik.sandbox.unicore.identities import Identities
+from prefect_mantik.sandbox.unicore.routes import Unicore
 from prefect_mantik.sandbox.watchdog import Watchdog
 from prefect_mantik.sandbox.web import WebServer
 
@@ -87,7 +91,10 @@ async def sandbox(
             data_commit=git.run(data, "rev-parse", "HEAD").decode().strip(),
         )
         echo("MLflow is up; starting the platform and its sites ...")
-        running = await _serve_all(stack, settings, state, listener, mlflow, git, catalogue, watchdog)
+        secure = None
+        if settings.tls:
+            secure = stack.enter_context(_listen(0)), make_certificate(state / "tls")
+        running = await _serve_all(stack, settings, state, listener, secure, mlflow, git, catalogue, watchdog)
         try:
             yield running
         finally:
@@ -99,6 +106,7 @@ async def _serve_all(
     settings: SandboxSettings,
     state: Path,
     listener: socket.socket,
+    secure: tuple[socket.socket, Certificate] | None,
     mlflow: MlflowServer,
     git: Git,
     catalogue: Catalogue,
@@ -109,7 +117,8 @@ async def _serve_all(
     switches = Switches.from_settings(settings)
     sites = build_sites(settings, switches, state, url, watchdog)
     users = [User(name) for name in _USERS]
-    connect(users, sites)
+    people = connect(users, sites)
+    unicore = Unicore(sites, Identities(people), switches)
     accounts = Accounts(users, switches, issuer=url)
     runs = Runs(
         accounts=accounts,
@@ -132,8 +141,18 @@ async def _serve_all(
         return f"{url}/login?ticket={browser.ticket()}"
 
     control = Control(
-        accounts=accounts, runs=runs, sites=sites, faults=faults, switches=switches, login_link=login_link
+        accounts=accounts,
+        runs=runs,
+        sites=sites,
+        faults=faults,
+        switches=switches,
+        login_link=login_link,
+        unicore=unicore,
     )
+
+    def account_of(scope: Scope) -> str:
+        return unicore.account_of(scope) or accounts.account_of(scope)
+
     platform = Platform(accounts=accounts, catalogue=catalogue, runs=runs, downloads=downloads, switches=switches)
     proxy = tracking.TrackingProxy(mlflow.client, accounts, browser)
     methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
@@ -143,14 +162,18 @@ async def _serve_all(
         Route(tracking.PREFIX, proxy.__call__, methods=methods),
         Route(f"{tracking.PREFIX}/{{path:path}}", proxy.__call__, methods=methods),
         *control.routes(),
+        *unicore.routes(),
     ]
-    web = WebServer(routes, faults, accounts, listener)
+    web = WebServer(routes, faults, account_of, listener, secure)
     stack.push_async_callback(web.stop)
     await web.start()
-    variables = environment(url, users[0], catalogue, sites) | {
+    variables = environment(url, users[0], people[0], catalogue, sites) | {
         "MANTIK_SANDBOX_CONTROL_URL": f"{url}/_sandbox",
         "MANTIK_SANDBOX_CONTROL_TOKEN": control.token,
     }
+    if secure is not None:
+        variables["MANTIK_SANDBOX_TLS_URL"] = f"https://127.0.0.1:{secure[0].getsockname()[1]}"
+        variables["MANTIK_SANDBOX_CA_FILE"] = str(secure[1].certificate)
     return RunningSandbox(
         url=url,
         tracking_uri=variables["MLFLOW_TRACKING_URI"],

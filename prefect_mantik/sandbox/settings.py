@@ -43,6 +43,26 @@ class SandboxSettings:
     queue_delay: float = field(
         default=1.0, metadata=_help("seconds a job waits in the queue at least; differs a little by site")
     )
+    unicore_password_login: bool = field(
+        default=True, metadata=_help("the UNICORE sites take a password for more than the base resource and /token")
+    )
+    unicore_session_lifetime: float = field(default=28800.0, metadata=_help("seconds a UNICORE security session lives"))
+    unicore_job_lifetime: float = field(
+        default=2592000.0, metadata=_help("seconds after which a UNICORE job and its directory are gone")
+    )
+    unicore_status_lag: float = field(
+        default=0.2, metadata=_help("how many seconds late UNICORE learns what happens in the batch system")
+    )
+    unicore_list_lag: float = field(
+        default=0.0, metadata=_help("seconds until a UNICORE job that was accepted shows in the list of jobs")
+    )
+    unicore_past_end: float = field(
+        default=30.0, metadata=_help("seconds UNICORE keeps those waiting who ask for bytes past the end of a file")
+    )
+    unicore_projects: str = field(
+        default="", metadata=_help("projects the UNICORE sites know, separated by commas; empty: any")
+    )
+    tls: bool = field(default=False, metadata=_help("also serve over https, on a second port"))
     slots: int = field(default=2, metadata=_help("nodes of each site"))
     grace: float = field(default=2.0, metadata=_help("seconds between SIGTERM and SIGKILL of a job"))
     faults: Path | None = field(default=None, metadata=_help("JSON file with a list of fault rules to begin with"))
@@ -62,6 +82,13 @@ class Switches:
     close_dead_runs: bool
     all_endpoints: bool
     queue_delay: float
+    unicore_password_login: bool
+    unicore_session_lifetime: float
+    unicore_job_lifetime: float
+    unicore_status_lag: float
+    unicore_list_lag: float
+    unicore_past_end: float
+    unicore_projects: str
 
     @classmethod
     def from_settings(cls, settings: SandboxSettings) -> Switches:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import uvicorn
 from starlette.applications import Starlette
@@ -15,10 +15,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from prefect_mantik.sandbox import tracking
-from prefect_mantik.sandbox.accounts import Accounts
 from prefect_mantik.sandbox.errors import ApiError, SandboxError
 from prefect_mantik.sandbox.faults import Faults, FaultsMiddleware
 from prefect_mantik.sandbox.http import not_served, refuse
+from prefect_mantik.sandbox.tls import Certificate
 
 HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
@@ -26,9 +26,9 @@ HOSTS = ("127.0.0.1", "localhost", "[::1]")
 class OwnHostOnly:
     """Refuses requests for another host: a page in a browser may have its name point to 127.0.0.1."""
 
-    def __init__(self, app: ASGIApp, port: int) -> None:
+    def __init__(self, app: ASGIApp, ports: Sequence[int]) -> None:
         self._app = app
-        self._hosts = {f"{host}:{port}".encode() for host in HOSTS}
+        self._hosts = {f"{host}:{port}".encode() for host in HOSTS for port in ports}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request of the server."""
@@ -43,43 +43,64 @@ class OwnHostOnly:
 
 
 class WebServer:
-    """Runs the application in the current event loop, and can cut connections."""
+    """Runs the application in the current event loop, and can cut connections.
 
-    def __init__(self, routes: Sequence[Route], faults: Faults, accounts: Accounts, listener: socket.socket) -> None:
+    Args:
+        routes: What it serves.
+        faults: How it misbehaves.
+        account_of: Names whose request it is, for the counts.
+        listener: Where it listens.
+        secure: Where it listens for https too, and its certificate.
+    """
+
+    def __init__(
+        self,
+        routes: Sequence[Route],
+        faults: Faults,
+        account_of: Callable[[Scope], str],
+        listener: socket.socket,
+        secure: tuple[socket.socket, Certificate] | None = None,
+    ) -> None:
         self._routes = routes
-        self._listener = listener
+        self._listeners = [listener] if secure is None else [listener, secure[0]]
         self._open: dict[object, asyncio.BaseTransport] = {}
         app = Starlette(routes=routes, exception_handlers={ApiError: refuse, HTTPException: not_served})
         app.router.redirect_slashes = False
-        counted = FaultsMiddleware(
-            app, faults=faults, route_of=self._route_of, account_of=accounts.account_of, drop=self._drop
-        )
-        config = uvicorn.Config(
-            OwnHostOnly(counted, listener.getsockname()[1]),
+        counted = FaultsMiddleware(app, faults=faults, route_of=self._route_of, account_of=account_of, drop=self._drop)
+        guarded = OwnHostOnly(counted, [each.getsockname()[1] for each in self._listeners])
+        files = [None] if secure is None else [None, secure[1]]
+        self._servers = [_Server(self._config(guarded, certificate)) for certificate in files]
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Start to answer."""
+        for server, listener in zip(self._servers, self._listeners, strict=True):
+            task = asyncio.create_task(server.serve(sockets=[listener]), name="sandbox server")
+            self._tasks.append(task)
+            while not server.started:
+                if task.done():
+                    task.result()
+                    raise SandboxError("The sandbox's server ended before it had started")
+                await asyncio.sleep(0.01)
+
+    async def stop(self) -> None:
+        """Answer no more."""
+        for server in self._servers:
+            server.should_exit = True
+        await asyncio.gather(*self._tasks)
+
+    def _config(self, app: ASGIApp, certificate: Certificate | None) -> uvicorn.Config:
+        return uvicorn.Config(
+            app,
             http=_recording(self._open),
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=1,
+            ssl_certfile=None if certificate is None else certificate.certificate,
+            ssl_keyfile=None if certificate is None else certificate.key,
         )
-        self._server = _Server(config)
-        self._task: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        """Start to answer."""
-        self._task = asyncio.create_task(self._server.serve(sockets=[self._listener]), name="sandbox server")
-        while not self._server.started:
-            if self._task.done():
-                self._task.result()
-                raise SandboxError("The sandbox's server ended before it had started")
-            await asyncio.sleep(0.01)
-
-    async def stop(self) -> None:
-        """Answer no more."""
-        if self._task is not None:
-            self._server.should_exit = True
-            await self._task
 
     def _drop(self, scope: Scope) -> None:
         transport = self._open.get(tuple(scope["client"]))
@@ -93,10 +114,15 @@ class WebServer:
         for route in self._routes:
             match, _ = route.matches(scope)
             if match is Match.FULL:
-                return route.path
+                return _template(route)
             if match is Match.PARTIAL:
-                partial = route.path
+                partial = _template(route)
         return partial
+
+
+def _template(route: Route) -> str:
+    # With and without a slash at the end it is the same resource.
+    return route.path.rstrip("/").replace(":path}", "}")
 
 
 class _Server(uvicorn.Server):

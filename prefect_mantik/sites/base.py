@@ -23,6 +23,9 @@ from prefect_mantik.sites.store import Store
 OUR_PREFIX = "pm-"
 """What every site key begins with."""
 
+FIRST_MINUTES = 300.0
+"""Seconds in which a run that a site does not know may still be on its way."""
+
 
 class Capability(str, Enum):
     """What a site may or may not be able to do."""
@@ -87,6 +90,14 @@ class Finding(BaseModel):
     message: str = ""
 
 
+def not_found(handle: RunHandle, words: str) -> RunStatus:
+    """The status of a run of which the site says, asked by id, that it has none such: lost, but for a young one."""
+    now = datetime.now(timezone.utc)
+    young = handle.submitted_at is None or (now - handle.submitted_at).total_seconds() < FIRST_MINUTES
+    state, reason = (RunState.UNKNOWN, None) if young else (RunState.LOST, Reason.LOST)
+    return RunStatus(state=state, reason=reason, site_word=words, observed_at=now)
+
+
 class Site(ABC):
     """A place that runs runs.
 
@@ -96,6 +107,7 @@ class Site(ABC):
         name: What to call it.
         kind: Which kind of site it is.
         capabilities: What it can do.
+        ends_duplicates: Whether the younger of two live jobs under one key is cancelled; else we stop and ask.
         settle: Seconds of clean looks that prove the absence of a job after an ambiguous answer.
         silence_warning: Seconds without a sign of life of a running run after which a wait warns; 0: never.
         silence_limit: Seconds without a sign of life after which a wait stops and asks; 0: never.
@@ -107,6 +119,7 @@ class Site(ABC):
     project_id: UUID | None = None
     name: str
     capabilities: frozenset[Capability]
+    ends_duplicates: bool = False
     settle: float
     silence_warning: float = 0.0
     silence_limit: float = 0.0
@@ -187,10 +200,13 @@ class Site(ABC):
 
     @abstractmethod
     async def read_log(self, handle: RunHandle, offset: int = 0) -> tuple[bytes, int]:
-        """What is new in a run's log from an offset in bytes on, and the next offset. No log yet: nothing new."""
+        """What is new in a run's log from an offset in bytes on, and the next offset. No log yet: nothing new.
 
-    def store(self) -> Store:
-        """The site's files."""
+        A negative offset asks for that many of the last bytes.
+        """
+
+    def store(self, handle: RunHandle | None = None) -> Store:
+        """The site's files; those of one run's directory where a run is given."""
         raise NotSupported(f"{self.name} shows no files: only sites reached directly by UNICORE or FirecREST do.")
 
     @abstractmethod

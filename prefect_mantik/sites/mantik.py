@@ -16,20 +16,17 @@ from uuid import UUID
 from prefect.blocks.core import Block
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
-from prefect_mantik.backend_config import check_backend_config, site_label, with_variables
-from prefect_mantik.credentials import (
-    DOCUMENTATION,
-    LOGO,
-    MantikConnection,
-    MantikCredentials,
-    MantikProject,
-    reference,
-)
-from prefect_mantik.errors import ConfigurationError, NotFound, NotSupported, RequestFailed
+from prefect_mantik.backend_config import backend_kind, check_backend_config, site_label, with_variables
+from prefect_mantik.credentials import DOCUMENTATION, LOGO, MantikConnection, MantikCredentials, MantikProject
+from prefect_mantik.documents import reference
+from prefect_mantik.errors import ConfigurationError, KeyInUse, NotFound, NotSupported, RequestFailed
 from prefect_mantik.log import run_logger
 from prefect_mantik.platform.schemas import submit_body
-from prefect_mantik.runs import Reason, RunHandle, RunKey, RunSpec, RunState, RunStatus, SiteKind
-from prefect_mantik.sites.base import OUR_PREFIX, Capability, Finding, Site
+from prefect_mantik.runs import CodeRepository, RunHandle, RunKey, RunSpec, RunState, RunStatus, SiteKind
+from prefect_mantik.sites.base import OUR_PREFIX, Capability, Finding, Site, not_found
+from prefect_mantik.sites.behind import JobsBehind, fresher
+from prefect_mantik.sites.diagnosis import Diagnosis
+from prefect_mantik.sites.direct import close_mlflow_run
 from prefect_mantik.sites.tracked import (
     CANCELLED_TAG,
     KEY_TAG,
@@ -44,9 +41,6 @@ from prefect_mantik.tracking import TrackedRun, client
 
 SETTLE = 120.0
 """Seconds of clean looks after which the platform has no run: not established for the platform, so generous."""
-
-FIRST_MINUTES = 300.0
-"""Seconds in which a run that the tracking server does not know may still be on its way."""
 
 _REACH_IT = "the platform's web interface, or the site itself when it is used directly"
 
@@ -95,6 +89,12 @@ class MantikSite(Block):
         ge=0,
     )
 
+    ask_site: bool = Field(
+        default=True,
+        title="Ask the site itself",
+        description="Where the site speaks UNICORE, use the Connection's login for fresh states, logs and cancelling.",
+    )
+
     @field_validator("backend_config")
     @classmethod
     def _is_a_backend_config(cls, value: dict[str, Any]) -> dict[str, Any]:
@@ -103,6 +103,11 @@ class MantikSite(Block):
         except ConfigurationError as error:
             raise ValueError(str(error)) from None
         return value
+
+    @property
+    def whole_config(self) -> dict[str, Any]:
+        """The compute backend config."""
+        return self.backend_config
 
     def open(self, project: MantikProject | None = None) -> PlatformSite:
         """Give what talks to the site. `project` is needed to submit."""
@@ -133,11 +138,21 @@ class PlatformSite(Site):
         self.capabilities = frozenset[Capability]()
         self._platform = self._credentials.get_client()
         self._tracking = self._credentials.tracking_client()
+        self._diagnosis = Diagnosis(self._platform, block.connection)
+        self._behind = self._jobs_behind()
+        if self._behind:
+            self.capabilities = frozenset({Capability.FRESH_STATE, Capability.LOGS, Capability.CANCEL})
 
     @property
     def account(self) -> Hashable:
         """One MLflow search serves all runs of one tracking account."""
         return self._tracking
+
+    def _jobs_behind(self) -> JobsBehind | None:
+        config = self._block.backend_config
+        if not self._block.ask_site or backend_kind(config) != "unicore":
+            return None
+        return JobsBehind(str(config["UnicoreApiUrl"]), self._block.connection, self.name)
 
     async def post(self, spec: RunSpec, key: RunKey, attempt: int) -> str:
         """Submit one run, with the key in its name and in its variables. See `Site.post`."""
@@ -148,6 +163,7 @@ class PlatformSite(Site):
         }
         body = submit_body(
             spec,
+            _repository(spec),
             name=run_name(key, attempt, spec),
             connection_id=self._block.connection.id,
             backend_config=with_variables(spec.backend_config, variables),
@@ -156,7 +172,7 @@ class PlatformSite(Site):
             return str((await self._platform.submit_run(spec.project_id, body)).run_id)
         except RequestFailed as error:
             if error.status in (400, 403, 404, 422):
-                await self._name_what_is_wrong(spec, error)
+                await self._diagnosis.name_what_is_wrong(spec, _repository(spec), error)
             raise
 
     async def complete(self, spec: RunSpec, handle: RunHandle, receipt: str | None = None) -> RunHandle:
@@ -182,6 +198,7 @@ class PlatformSite(Site):
         experiments = await self._experiment_ids()
         runs = await self._tracking.runs_named_like(key.site_key, experiments)
         runs = runs or await self._tracking.runs_tagged(KEY_TAG, key.site_key, experiments)
+        self._refuse_direct(key, runs)
         return [handle.model_copy(update={"key": key, "name": key.name}) for handle in self._handles(runs)]
 
     async def list(self, prefix: str = OUR_PREFIX) -> builtins.list[RunHandle]:
@@ -194,21 +211,35 @@ class PlatformSite(Site):
         ids = [handle.remote_id for handle in handles]
         runs = await self._tracking.runs_by_id(ids, experiments, timeout=client.POLL_TIMEOUT)
         now = datetime.now(timezone.utc)
-        return {
+        statuses = {
             handle: run_status(runs[handle.remote_id], now)
             if handle.remote_id in runs
             else await self._missing(handle, now)
             for handle in handles
         }
+        return await self._with_the_site(statuses)
+
+    async def _with_the_site(self, tracked: dict[RunHandle, RunStatus]) -> dict[RunHandle, RunStatus]:
+        """What the site itself says counts more, where it can be asked."""
+        if self._behind is None:
+            return tracked
+        open_runs = [handle for handle, status in tracked.items() if status.state is not RunState.FINISHED]
+        at_site = await self._behind.statuses(open_runs)
+        statuses = {handle: fresher(status, at_site.get(handle)) for handle, status in tracked.items()}
+        for handle, status in statuses.items():
+            if status.state.is_end and not tracked[handle].state.is_end:
+                await close_mlflow_run(self._tracking, handle, status)
+        return statuses
 
     async def cancel(self, handle: RunHandle) -> None:
-        """Cancel through the platform, where it has a path for that. See `Site.cancel`."""
+        """Cancel at the site itself, or through the platform where it has a path for that. See `Site.cancel`."""
         if (await self.poll([handle]))[handle].state.is_end:
             return
-        project_id, run_id = await self._platform_ids(handle)
         await self._mark_cancelled(handle, "true")
         try:
-            await self._platform.cancel_run(project_id, run_id)
+            if not (self._behind and await self._behind.cancel(handle)):
+                project_id, run_id = await self._platform_ids(handle)
+                await self._platform.cancel_run(project_id, run_id)
         except NotSupported as error:
             await self._mark_cancelled(handle, "")
             raise NotSupported(
@@ -226,7 +257,9 @@ class PlatformSite(Site):
             run_logger().warning("%s is not marked as cancelled by us: %s", handle.describe(), error)
 
     async def read_log(self, handle: RunHandle, offset: int = 0) -> tuple[bytes, int]:
-        """Read the log through the platform, where it has a path for that. See `Site.read_log`."""
+        """Read the log at the site itself, or through the platform where it has a path. See `Site.read_log`."""
+        if self._behind and (found := await self._behind.read_log(handle, offset)):
+            return found
         project_id, run_id = await self._platform_ids(handle)
         try:
             text = (await self._platform.run_logs(project_id, run_id)).encode()
@@ -240,7 +273,7 @@ class PlatformSite(Site):
         """Log in, get the Connection, search the experiment. See `Site.check`."""
         steps = {
             "log in to the platform": self._platform.tokens.login(),
-            "get the Connection": self._check_connection(),
+            "get the Connection": self._diagnosis.check_connection(),
             "search the experiment": self.list(),
         }
         findings = []
@@ -268,65 +301,29 @@ class PlatformSite(Site):
                 detail=error.detail,
             ) from None
 
-    async def _name_what_is_wrong(self, spec: RunSpec, refusal: RequestFailed) -> None:
-        """After a refusal: ask for each thing that the run names, so that the error can say which one is wrong."""
-        project = {"projectId": spec.project_id}
-        steps = [self._check_repository("code", {**project, "codeRepositoryId": spec.code.repository_id})]
-        if spec.data:
-            steps.append(self._check_repository("data", {**project, "dataRepositoryId": spec.data.repository_id}))
-        wrong = []
-        for step in (*steps, self._check_connection()):
-            try:
-                await step
-            except ConfigurationError as error:
-                wrong.append(str(error))
-            except RequestFailed as error:
-                run_logger().debug("Looking for the cause of a refusal: %s", error)
-        if wrong:
-            raise RequestFailed(
-                f"The platform refused the run ({refusal.detail}): {'; '.join(wrong)}.",
-                method=refusal.method,
-                path=refusal.path,
-                status=refusal.status,
-                detail=refusal.detail,
-            ) from None
-
-    async def _check_repository(self, what: str, values: dict[str, UUID]) -> None:
-        try:
-            await self._platform.check_exists(f"{what}_repository", **values)
-        except NotFound:
-            raise ConfigurationError(
-                f"project {values['projectId']} has no {what} repository {values[f'{what}RepositoryId']}"
-            ) from None
-
-    async def _check_connection(self) -> None:
-        block = self._block.connection
-        name = reference(block) or "the MantikConnection"
-        try:
-            found = await self._platform.connection(block.id)
-        except RequestFailed as error:
-            if error.status not in (403, 404):
-                raise
-            raise ConfigurationError(
-                f"the Connection ID in {name} is none of {self._credentials.username!r}'s ({error.detail}): copy it "
-                "from Settings > Connections in Mantik"
-            ) from None
-        wanted = block.provider
-        if wanted and found.connection_provider and wanted.lower() != found.connection_provider.lower():
-            raise ConfigurationError(
-                f"the Connection in {name} is for {found.connection_provider}, the block says {wanted}"
-            )
+    def _refuse_direct(self, key: RunKey, runs: Sequence[TrackedRun]) -> None:
+        """A key that was used for a run sent to a site directly would otherwise be submitted twice."""
+        for run in runs:
+            told = identity_of(run)
+            if told.get("kind", self.kind) != self.kind:
+                raise KeyInUse(
+                    f"Key '{key.name}' belongs to a run that was sent to {told.get('site_name')} directly "
+                    f"({self._tracking.run_link(run.experiment_id, run.run_id)}). Use another key."
+                )
 
     def _handles(self, runs: Sequence[TrackedRun]) -> builtins.list[RunHandle]:
         return [handle for run in runs if (handle := self._handle(run))]
 
     def _handle(self, run: TrackedRun) -> RunHandle | None:
+        told = identity_of(run)
+        if told.get("kind", self.kind) != self.kind:
+            return None
         try:
             return RunHandle.model_validate(
                 {
                     "site": self.reference,
                     "site_name": self.name,
-                    **identity_of(run),
+                    **told,
                     "kind": self.kind,
                     "remote_id": run.run_id,
                     "account": reference(self._credentials),
@@ -346,10 +343,7 @@ class PlatformSite(Site):
         except NotFound as error:
             if handle.remote_id not in error.detail:  # a gateway's 404, not MLflow's word on this run
                 return RunStatus(state=RunState.UNKNOWN, site_word=str(error), observed_at=now)
-            young = handle.submitted_at is None or (now - handle.submitted_at).total_seconds() < FIRST_MINUTES
-            state = RunState.UNKNOWN if young else RunState.LOST
-            reason = None if young else Reason.LOST
-            return RunStatus(state=state, reason=reason, site_word=error.detail, observed_at=now)
+            return not_found(handle, error.detail)
         word = str(answer.get("run", {}).get("info", {}).get("status", ""))
         state, reason = STATES.get(word, (RunState.UNKNOWN, None))
         return RunStatus(state=state, reason=reason, site_word=word, observed_at=now)
@@ -378,6 +372,15 @@ class PlatformSite(Site):
                 f"The Connection belongs to {_account(theirs)}, the project is used as {_account(ours)}: the platform "
                 "gives a Connection to its owner only."
             )
+
+
+def _repository(spec: RunSpec) -> CodeRepository:
+    if isinstance(spec.code, CodeRepository):
+        return spec.code
+    raise ConfigurationError(
+        "The platform takes code from a code repository of the project. Code from a git URL or a directory can be sent "
+        "to a site that is reached directly, such as a UnicoreSite."
+    )
 
 
 def _account(credentials: MantikCredentials) -> str:

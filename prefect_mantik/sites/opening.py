@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from prefect_mantik.credentials import MantikCredentials, MantikProject, aload_block
+from prefect_mantik.credentials import MantikCredentials, MantikProject
+from prefect_mantik.documents import aload_block
 from prefect_mantik.errors import NotSupported
 from prefect_mantik.log import run_logger
 from prefect_mantik.loop import per_process
 from prefect_mantik.runs import RunHandle
 from prefect_mantik.sites.base import Site
 from prefect_mantik.sites.mantik import MantikSite
+from prefect_mantik.sites.unicore.block import UnicoreSite
 from prefect_mantik.tracking import TrackingClient
 
-AnySite: TypeAlias = MantikSite
+AnySite: TypeAlias = MantikSite | UnicoreSite
 """Any site block: the union of the concrete ones, never a base class (Prefect would load the base class)."""
 
-SITE_BLOCKS: dict[str, type[AnySite]] = {block.get_block_type_slug(): block for block in (MantikSite,)}
+SITE_BLOCKS: dict[str, type[AnySite]] = {block.get_block_type_slug(): block for block in (MantikSite, UnicoreSite)}
 
 
 @per_process
@@ -31,7 +33,7 @@ def remember(handle: RunHandle, site: Site, project: MantikProject) -> None:
     if handle not in _made_in_code():
         run_logger().warning(
             "%s can be reached from this process only: its %s is not a saved block. After a crash nobody finds it. "
-            "Save the block to change that.",
+            'To change that, save the block (block.save("<name>")) and submit with the saved one.',
             handle.describe(),
             "account" if handle.site else "site",
         )

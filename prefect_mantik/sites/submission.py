@@ -14,6 +14,7 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from prefect_mantik.errors import (
@@ -217,8 +218,27 @@ async def _live(
                 f"{site.name} has {len(found)} jobs under key '{key.name}' and cannot be asked which of them is live. "
                 f"{unknown.site_word} Submit again under the same key when it answers."
             )
-        raise _duplicates(site, key, live)
+        if not site.ends_duplicates:
+            raise _duplicates(site, key, live)
+        live = [await _end_duplicates(site, key, live)]
     return statuses, live
+
+
+async def _end_duplicates(site: Site, key: RunKey, live: Sequence[RunHandle]) -> RunHandle:
+    """Keep the oldest job and cancel the others: whoever sees two decides alike, by the site's own clock and ids."""
+    never = datetime.max.replace(tzinfo=timezone.utc)
+    oldest, *younger = sorted(live, key=lambda handle: (handle.submitted_at or never, handle.remote_id))
+    for handle in younger:
+        run_logger().error(
+            "%s had another live job under key '%s': %s is cancelled, %s stays%s",
+            site.name,
+            key.name,
+            handle.remote_id,
+            oldest.remote_id,
+            _see(oldest),
+        )
+        await site.cancel(handle)
+    return oldest
 
 
 def _same_description(spec: RunSpec, key: RunKey, handle: RunHandle, shared: bool) -> None:

@@ -15,6 +15,7 @@ KEY_TAG = "prefect_mantik.key"
 CANCELLED_TAG = "prefect_mantik.cancelled"
 
 RECORDED = {
+    "kind",
     "site",
     "site_name",
     "site_key",

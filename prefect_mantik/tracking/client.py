@@ -10,14 +10,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
+from time import time as wall_clock
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, SecretStr
 
-from prefect_mantik.api import TOTAL_TIMEOUT, Call, JsonApi, TokenSource
+from prefect_mantik.api import TOTAL_TIMEOUT, BearerLogin, Call, JsonApi
 from prefect_mantik.errors import NotFound, RequestFailed, ServiceUnavailable
 from prefect_mantik.loop import per_process
-from prefect_mantik.platform import platform_client
+from prefect_mantik.platform import LastingToken, PlatformTokens, platform_client
 from prefect_mantik.runs import MetricValue
 
 _MLFLOW = "/api/2.0/mlflow"
@@ -56,9 +57,9 @@ class TrackingClient:
         tokens: Where bearer tokens come from.
     """
 
-    def __init__(self, uri: str, username: str, tokens: TokenSource) -> None:
-        self.uri = uri.rstrip("/")
-        self._api = JsonApi("the tracking server", self.uri, username, tokens)
+    def __init__(self, uri: str, username: str, tokens: PlatformTokens) -> None:
+        self.uri, self.tokens = uri.rstrip("/"), tokens
+        self._api = JsonApi("the tracking server", self.uri, username, BearerLogin(tokens))
         self._searches_by_id = True
 
     def run_link(self, experiment_id: str, run_id: str) -> str:
@@ -118,6 +119,33 @@ class TrackingClient:
     async def runs_tagged(self, key: str, value: str, experiment_ids: Sequence[str]) -> list[TrackedRun]:
         """Runs with a tag of a value of [a-z0-9-], newest first, deleted ones too."""
         return await self._search(f"tags.`{key}` = '{value}'", experiment_ids) if experiment_ids else []
+
+    async def create_run(self, experiment_id: str, name: str, tags: Mapping[str, str]) -> TrackedRun:
+        """Make a run that waits for its job. Not repeatable: look for the tags first."""
+        body = {
+            "experiment_id": experiment_id,
+            "run_name": name,
+            "start_time": int(wall_clock() * 1000),
+            "tags": [{"key": key, "value": value} for key, value in tags.items()],
+        }
+        made = _tracked((await self.call("POST", "runs/create", body, repeatable=False))["run"])
+        await self.set_status(made.run_id, "SCHEDULED")
+        return made
+
+    async def set_status(self, run_id: str, status: str, end_time: datetime | None = None) -> None:
+        """Set the status of a run, one of MLflow's words."""
+        body: dict[str, Any] = {"run_id": run_id, "status": status}
+        if end_time:
+            body["end_time"] = int(end_time.timestamp() * 1000)
+        await self.call("POST", "runs/update", body, timeout=POLL_TIMEOUT)
+
+    async def run(self, run_id: str, *, timeout: float = POLL_TIMEOUT) -> TrackedRun | None:
+        """One run; None where the server has none of this id."""
+        return await self._run(run_id, timeout)
+
+    async def lasting_token(self) -> LastingToken:
+        """A token of the account with at least half of its life before it, for a job that takes it along."""
+        return await self.tokens.lasting()
 
     async def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags of a run."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from prefect_mantik.errors import NotSupported
+from prefect_mantik.errors import ConfigurationError, NotFound, NotSupported
 from prefect_mantik.loop import acall
 from prefect_mantik.runs import Reason, RunState
 from prefect_mantik.sites.base import Capability
-from tests.contract.conftest import Road
+from tests.contract.conftest import Road, UnicoreRoad
 from tests.sandbox_jobs import new_key
 
 
@@ -47,7 +47,8 @@ async def test_list_by_prefix(road: Road) -> None:
     assert await acall(road.open().list, key.prefix) == [handle]
     assert handle in await acall(road.open().list)
     found = (await acall(road.open().list, key.prefix))[0]
-    assert (found.name, found.site_key, found.attempt) == (key.name, key.site_key, 1)
+    assert (found.site_key, found.attempt) == (key.site_key, 1)
+    assert found.name in (key.name, key.slug)  # what a site can keep of it
     assert road.spec().digest.startswith(found.spec_digest)
 
 
@@ -55,8 +56,22 @@ async def test_list_by_prefix(road: Road) -> None:
 async def test_a_run_that_dies_has_failed(road: Road, entry_point: str, state: RunState) -> None:
     handle = await road.submit(new_key(), road.spec(entry_point))
     status = await road.until_ended(handle)
+    if Capability.FRESH_STATE in road.claims:
+        assert (status.state, status.reason) == (state, Reason.EXIT_CODE)
+        assert status.exit_code
+        assert f"exit code {status.exit_code}" in status.describe()
+        return
     assert (status.state, status.reason) == (state, Reason.UNTOLD)
     assert "does not tell why" in status.describe()
+
+
+async def test_the_mlflow_run_of_a_job_that_died_is_closed(road: Road) -> None:
+    handle = await road.submit(new_key(), road.spec("die"))
+    await road.until_ended(handle)
+    tracking = road.job().project.credentials.tracking_client()
+    run = await acall(tracking.run, handle.mlflow_run_id)
+    assert run.status == "FAILED"
+    assert run.end_time is not None
 
 
 async def test_a_failed_call_is_unknown_and_no_end(platform_road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,9 +119,49 @@ async def test_log_is_read_from_an_offset_where_claimed(road: Road) -> None:
     assert await acall(road.open().read_log, handle, offset) == (b"", offset)
 
 
-async def test_a_site_without_files_says_what_has_them(road: Road) -> None:
-    with pytest.raises(NotSupported, match="shows no files: only sites reached directly"):
-        road.open().store()
+async def test_a_log_that_is_not_there_yet_is_empty(unicore_road: UnicoreRoad) -> None:
+    handle = await unicore_road.submit(new_key())
+    text, offset = await acall(unicore_road.open().read_log, handle, 7)
+    assert (text, offset) == (b"", 7)
+
+
+async def test_the_end_of_a_log(road: Road) -> None:
+    if Capability.LOGS not in road.claims:
+        pytest.skip("the road shows no logs")
+    handle = await road.submit(new_key(), road.spec("chatter", lines=1000))
+    await road.until_ended(handle)
+    site = road.open()
+    text, offset = await acall(site.read_log, handle)
+    assert await acall(site.read_log, handle, -100) == (text[-100:], offset)
+
+
+async def test_files_of_a_run_where_claimed(road: Road) -> None:
+    handle = await road.submit(new_key(), road.spec("fail"))
+    await road.until_ended(handle)
+    if Capability.FILES not in road.claims:
+        with pytest.raises(NotSupported, match="shows no files: only sites reached directly"):
+            road.open().store(handle)
+        return
+    store = road.open().store(handle)
+    names = {info.path for info in await acall(store.list, "/")}
+    assert {"/MLproject", "/train.py", "/mantik.log"} <= names
+    await acall(store.write, "/results/a file #1.txt", b"0123456789")
+    assert (await acall(store.stat, "results/a file #1.txt")).size == 10
+    assert await acall(store.read, "/results/a file #1.txt", 2, 3) == b"234"
+    assert await acall(store.read, "/results/a file #1.txt", 10) == b""
+    await acall(store.rename, "/results/a file #1.txt", "/results/b.txt")
+    assert [info.path for info in await acall(store.list, "/results")] == ["/results/b.txt"]
+    await acall(store.mkdir, "/more/of/it")
+    assert (await acall(store.stat, "/more/of/it")).is_directory
+    await acall(store.remove, "/results")
+    with pytest.raises(NotFound):
+        await acall(store.stat, "/results/b.txt")
+    with pytest.raises(NotFound):
+        await acall(store.remove, "/results")
+    with pytest.raises(ConfigurationError, match="leads out of the storage"):
+        await acall(store.read, "/../secrets")
+    with pytest.raises(NotSupported, match="no checksums"):
+        await acall(store.checksum, "/mantik.log")
 
 
 async def test_check_of_a_site_that_works(road: Road) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from prefect_mantik import MantikConnection
 from prefect_mantik.errors import (
+    ConfigurationError,
     DuplicateJobs,
     KeyInUse,
     LoginRefused,
@@ -23,8 +24,6 @@ from prefect_mantik.sites import submission
 from prefect_mantik.sites.base import Announcement
 from tests.contract.conftest import Road
 from tests.sandbox_jobs import MemoryLedger, credentials, mantik_site, new_key, project, training_job
-
-POST_RUNS = {"method": "POST", "route": "/projects/{projectId}/runs"}
 
 
 @pytest.mark.parametrize(
@@ -41,7 +40,7 @@ POST_RUNS = {"method": "POST", "route": "/projects/{projectId}/runs"}
 )
 async def test_one_job_whatever_happens_to_the_post(faulty_road: Road, fault: dict[str, object]) -> None:
     road, key, ledger = faulty_road, new_key(), MemoryLedger()
-    road.sandbox.control.add_fault(**{**POST_RUNS, **fault})
+    road.sandbox.control.add_fault(**{**road.post, **fault})
     handle = await road.submit(key, ledger=ledger)
     assert [job["live"] for job in road.jobs(key)] == [True]
     assert handle.attempt == 1
@@ -50,8 +49,8 @@ async def test_one_job_whatever_happens_to_the_post(faulty_road: Road, fault: di
 
 async def test_a_platform_that_never_answers_is_unknown_and_resolved_later(platform_road: Road) -> None:
     road, key, ledger = platform_road, new_key(), MemoryLedger()
-    road.sandbox.control.add_fault(**POST_RUNS, action="drop_before", times=None)
-    impatient = training_job(road.sandbox, site=mantik_site(road.sandbox, settle=0.3))
+    road.sandbox.control.add_fault(**road.post, action="drop_before", times=None)
+    impatient = road.job(site=road.site(settle=0.3))
     with pytest.raises(SubmitUnknown, match=f"key '{key.name}'.*Submit again under the same key"):
         await road.submit(key, ledger=ledger, site=impatient.site.open(impatient.project))
     assert ledger.notes == {key.site_key: Announcement(attempt=1)}
@@ -78,7 +77,7 @@ async def test_what_the_platform_took_is_never_submitted_again(platform_road: Ro
 async def test_a_job_that_surfaces_after_all_beside_a_repeated_one_is_reported(platform_road: Road) -> None:
     """Later than `settle`, so absence was thought proved: we see both, and stop."""
     road, key = platform_road, new_key()
-    road.sandbox.control.add_fault(**POST_RUNS, action="late", status=504, seconds=2)
+    road.sandbox.control.add_fault(**road.post, action="late", status=504, seconds=2)
     with pytest.raises(DuplicateJobs, match="2 live jobs"):
         await road.submit(key)
     assert len(road.jobs(key)) == 2
@@ -97,8 +96,7 @@ async def test_an_announced_submit_without_a_job_is_waited_for(platform_road: Ro
     """Killed between the platform's accept and our record, and the run is not visible yet."""
     road, key = platform_road, new_key()
     road.sandbox.control.switch(run_appears="later", run_appears_after=0.7)
-    job = training_job(road.sandbox)
-    site = job.site.open(job.project)
+    site = road.open()
     await acall(site.post, road.spec(), key, 1)
     handle = await road.submit(key, ledger=MemoryLedger(key))
     assert len(road.jobs(key)) == 1
@@ -108,7 +106,7 @@ async def test_an_announced_submit_without_a_job_is_waited_for(platform_road: Ro
 async def test_a_refusal_leaves_no_job_and_no_announcement(road: Road) -> None:
     key, ledger = new_key(), MemoryLedger()
     spec = road.spec("no-such-entry-point")
-    with pytest.raises(SubmitRefused, match="no-such-entry-point"):
+    with pytest.raises((SubmitRefused, ConfigurationError), match="no-such-entry-point"):
         await road.submit(key, spec, ledger=ledger)
     assert road.jobs(key) == []
     assert ledger.notes == {}
@@ -127,7 +125,7 @@ async def test_two_submitters_of_one_key_at_the_same_instant(
     """In two processes. The platform cannot tell which is older, nor cancel: it is reported, and we stop."""
     road, key = platform_road, new_key()
     monkeypatch.setattr(submission, "_turn", lambda _: asyncio.Lock())
-    road.sandbox.control.add_fault(**POST_RUNS, action="delay_before", seconds=1, times=2)
+    road.sandbox.control.add_fault(**road.post, action="delay_before", seconds=1, times=2)
     outcomes = await asyncio.gather(*(road.submit(key) for _ in range(2)), return_exceptions=True)
     assert len(road.jobs(key)) == 2
     assert any(isinstance(outcome, DuplicateJobs) for outcome in outcomes)
@@ -210,8 +208,8 @@ async def test_a_wrong_password_is_tried_once(platform_road: Road) -> None:
 async def test_a_refusal_after_an_unclear_answer_keeps_the_announcement(platform_road: Road) -> None:
     """The first POST may yet be served: the next try has to look first."""
     road, key, ledger = platform_road, new_key(), MemoryLedger()
-    road.sandbox.control.add_fault(**POST_RUNS, action="status", status=504)
-    road.sandbox.control.add_fault(**POST_RUNS, action="status", status=400)
+    road.sandbox.control.add_fault(**road.post, action="status", status=504)
+    road.sandbox.control.add_fault(**road.post, action="status", status=400)
     with pytest.raises(SubmitUnknown, match="refused the run.*An earlier submit under this key got no usable answer"):
         await road.submit(key, ledger=ledger)
     assert ledger.notes == {key.site_key: Announcement(attempt=1)}

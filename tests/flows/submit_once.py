@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from uuid import UUID
 
-from prefect_mantik.credentials import aload_block
+from prefect_mantik.documents import aload_block
 from prefect_mantik.jobs import TrainingJob
 from prefect_mantik.ledger import FlowRunLedger, origin
 from prefect_mantik.loop import call

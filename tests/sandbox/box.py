@@ -21,6 +21,21 @@ DEFAULTS = {
     "close_dead_runs": True,
     "all_endpoints": False,
     "queue_delay": 0.1,
+    "unicore_password_login": True,
+    "unicore_session_lifetime": 28800,
+    "unicore_job_lifetime": 2592000,
+    "unicore_status_lag": 0.1,
+    "unicore_list_lag": 0,
+    "unicore_past_end": 30,
+    "unicore_projects": "",
+}
+OPEN = {
+    "maintenance": False,
+    "message": "",
+    "refuse_logins": False,
+    "entitled": True,
+    "quota_full": False,
+    "queue_reason": "",
 }
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from prefect_mantik.sandbox.process import SandboxProcess, start_sandbox
 
-from .box import DEFAULTS, FAKE_MLFLOW, Box
+from .box import DEFAULTS, FAKE_MLFLOW, OPEN, Box
+from .rest import Rest
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +33,16 @@ def box(one_sandbox: Box) -> Iterator[Box]:
     yield one_sandbox
     one_sandbox.control.clear_faults()
     one_sandbox.control.switch(**DEFAULTS)
+
+
+@pytest.fixture
+def rest(box: Box) -> Iterator[Rest]:
+    """The REST API of alder."""
+    with Rest(box, "alder") as rest:
+        yield rest
+    box.control.change_site("alder", **OPEN)
+    for job in box.control.jobs(live=True):
+        box.control.end_job(job["id"], "VANISHED")
 
 
 @pytest.fixture

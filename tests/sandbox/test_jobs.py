@@ -74,7 +74,7 @@ def test_what_a_job_finds(box, site, word):
     assert "MLproject" in output
     assert "train.py" not in output
     directory = Path(job["directory"])
-    script = next(directory.glob("script.*"))
+    script = next(directory.glob("UNICORE_Job_*" if site == "alder" else "script.batch"))
     assert script.stat().st_mode & 0o777 == 0o600
 
 

@@ -114,6 +114,8 @@ def test_env_file_names_everything(box):
         "MANTIK_USERNAME",
         "MANTIK_PASSWORD",
         "MANTIK_API_URL",
+        "MANTIK_UNICORE_USERNAME",
+        "MANTIK_UNICORE_PASSWORD",
         "MLFLOW_TRACKING_URI",
         "MANTIK_COMPUTE_BUDGET_ACCOUNT",
         "MANTIK_PROJECT_ID",

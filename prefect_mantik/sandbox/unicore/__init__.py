@@ -1,0 +1,1 @@
+"""UNICORE's REST API in front of the sandbox's UNICORE sites."""

@@ -1,0 +1,127 @@
+"""The block of a site that is reached directly by UNICORE."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect.blocks.core import Block
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from prefect_mantik.backend_config import check_backend_config, parse_backend_config
+from prefect_mantik.credentials import DOCUMENTATION, LOGO, MantikConnection, MantikProject, UnicoreCredentials
+from prefect_mantik.documents import reference
+from prefect_mantik.environment import check_url
+from prefect_mantik.errors import ConfigurationError
+from prefect_mantik.loop import Tls
+from prefect_mantik.sites.unicore.login import credential_of
+from prefect_mantik.sites.unicore.site import DirectUnicoreSite, Settings
+from prefect_mantik.unicore import UnicoreClient, unicore_client
+
+SETTLE = 60.0
+"""Seconds of clean looks after which a site has no job: a gateway gives a request up before that."""
+
+
+class UnicoreSite(Block):
+    """Supercomputing site that runs are sent to directly, by UNICORE.
+
+    Example:
+        ```python
+        from prefect_mantik import UnicoreSite
+
+        site = UnicoreSite.load("BLOCK_NAME")
+        ```
+    """
+
+    _block_type_name = "UNICORE Site"
+    _block_type_slug = "unicore-site"
+    _documentation_url = DOCUMENTATION  # type: ignore[assignment]
+    _logo_url = LOGO  # type: ignore[assignment]
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    api_url: str = Field(
+        title="API URL", description="UNICORE's REST API at the site: https://<gateway>/<SITE>/rest/core."
+    )
+    login: UnicoreCredentials | MantikConnection | None = Field(
+        default=None,
+        title="Login",
+        description="UNICORE credentials, or a Connection that the platform keeps. "
+        "None: the variables MANTIK_UNICORE_USERNAME and MANTIK_UNICORE_PASSWORD.",
+    )
+    backend_config: dict[str, Any] = Field(
+        title="Compute backend config",
+        description="Resources, environment and what not to send, as Mantik's compute backend config in JSON.",
+    )
+    uid: str = Field(default="", title="User ID", description="Account at the site, if the login has several.")
+    group: str = Field(default="", title="Group", description="Unix group at the site, if not the default one.")
+    compute_project: str = Field(
+        default="",
+        title="Compute project",
+        description="Budget that this site charges. Empty: the compute budget account of the Mantik project.",
+    )
+    ca_certificates: str = Field(
+        default="",
+        title="CA certificates",
+        description="Certificates that the site's is verified with: PEM text, or the path of a PEM file where the "
+        "flow runs. Empty: the usual ones.",
+    )
+    verify: bool = Field(
+        default=True,
+        title="Verify the certificate",
+        description="Off: anybody in between can read the login and the data. For tests only.",
+    )
+    storage: str = Field(
+        default="HOME", title="Storage", description="Storage at the site that is looked at when files are asked for."
+    )
+    settle: float = Field(
+        default=SETTLE,
+        title="Settle time",
+        description="Seconds without a trace of a job that prove its absence after an unclear answer.",
+        ge=0,
+    )
+
+    @field_validator("api_url")
+    @classmethod
+    def _is_a_url(cls, value: str) -> str:
+        return check_url(value, form="https://<gateway>/<SITE>/rest/core")
+
+    @model_validator(mode="after")
+    def _is_a_backend_config(self) -> UnicoreSite:
+        named = self.backend_config.get("UnicoreApiUrl", self.api_url)
+        if str(named).rstrip("/") != self.api_url.rstrip("/"):
+            raise ValueError(f"the backend config is for {named}, the site for {self.api_url}")
+        try:
+            check_backend_config(self.whole_config)
+        except ConfigurationError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    @property
+    def whole_config(self) -> dict[str, Any]:
+        """The compute backend config with the site's URL."""
+        return {"UnicoreApiUrl": self.api_url, **self.backend_config}
+
+    def client(self) -> UnicoreClient:
+        """The site's operations as the block's account, on the background loop."""
+        preferences = {"uid": self.uid, "group": self.group}
+        return unicore_client(
+            self.api_url,
+            credential_of(self.login),
+            tuple((name, value) for name, value in preferences.items() if value),
+            isinstance(self.login, UnicoreCredentials) and self.login.renewable,
+            Tls(self.ca_certificates, self.verify),
+        )
+
+    def open(self, project: MantikProject | None = None) -> DirectUnicoreSite:
+        """Give what talks to the site. `project` is needed to submit."""
+        saved = reference(self)
+        config = parse_backend_config(self.whole_config)
+        settings = Settings(
+            reference=saved,
+            name=(saved or f"/{config.site} (not saved)").partition("/")[2],
+            queue=config.resources.queue,
+            compute_project=self.compute_project,
+            storage=self.storage,
+            settle=self.settle,
+        )
+        return DirectUnicoreSite(settings, self.client(), project)

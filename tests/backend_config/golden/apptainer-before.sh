@@ -1,0 +1,23 @@
+#!/bin/bash
+exec < /dev/null 2>&1
+stop_on_failure() {
+  local code=$?
+  [ "$code" -eq 0 ] || exit "$code"
+}
+
+export MANTIK_WORKING_DIRECTORY="$PWD"
+export MLFLOW_RUN_ID=0af3
+export MLFLOW_TRACKING_URI=https://example.org/tracking
+export PLAIN='it'"'"'s $5'
+export GREETING="say \"hi\" to $USER & co"
+export RATE="7e-6"
+export DEBUG="True"
+export SRUN_CPUS_PER_TASK="4"
+
+tar xzf code.tar.gz
+cd code
+stop_on_failure
+mkdir -p $SCRATCH/data
+stop_on_failure
+cp *.csv $SCRATCH/data
+stop_on_failure

@@ -1,0 +1,11 @@
+#!/bin/bash
+exec < /dev/null 2>&1
+stop_on_failure() {
+  local code=$?
+  [ "$code" -eq 0 ] || exit "$code"
+}
+
+export MANTIK_WORKING_DIRECTORY="$PWD"
+
+python train.py --rate 0.1 --name 'it'"'"'s' && ls *.pt > list.txt
+stop_on_failure
