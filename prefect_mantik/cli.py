@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -60,6 +61,24 @@ def save_blocks(
         entries = [entry for path in files for entry in read_block_file(path)]
         for reference in call(asave_blocks, entries, variables):
             typer.echo(f"saved {reference}")
+
+
+@app.command("doctor")
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False) -> None:
+    """Log in at every saved account and site, and say what works. Ends with 1 where something does not."""
+    with _one_line_errors():
+        from prefect_mantik.doctor import examine, lines
+        from prefect_mantik.loop import call
+
+        examined = call(examine)
+        if as_json:
+            typer.echo(json.dumps([item.model_dump() for item in examined], indent=2))
+        else:
+            typer.echo("\n".join(lines(examined, min(shutil.get_terminal_size().columns, 120))))
+            if len(examined) == 1:
+                typer.echo("No account or site is saved yet: `prefect-mantik blocks save FILE` saves some.")
+    if not all(item.ok for item in examined):
+        raise typer.Exit(1)
 
 
 @app.command("validate")

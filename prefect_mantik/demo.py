@@ -44,7 +44,7 @@ def run_demo(*, keep: bool = False) -> int:
         environment = server.wait_ready()
         _say(f"ready: platform {sandbox.url}, MLflow {sandbox.tracking_uri}, Prefect {server.url}", began)
         _run([sys.executable, "-m", "prefect_mantik.demo", "save", str(sandbox.env_file)], environment)
-        _say("training at three sites ...", began)
+        _say("training at alder and cedar through the platform, at birch directly by UNICORE ...", began)
         code = _run([sys.executable, "-m", "prefect_mantik.demo", "train"], environment, may_fail=True)
         if keep:
             _keep(sandbox, server, began)

@@ -77,7 +77,7 @@ class PrefectServer:
 
     def documents(self) -> set[str]:
         """References of all block documents of ours."""
-        ours = ("mantik-", "training-")
+        ours = ("mantik-", "training-", "unicore-")
         found = self.request("POST", "/block_documents/filter", {"limit": 200})
         return {
             f"{item['block_type']['slug']}/{item['name']}"

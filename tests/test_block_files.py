@@ -29,7 +29,9 @@ VARIABLES = {
     "MANTIK_EXPERIMENT_REPOSITORY_ID": AN_ID,
     "MANTIK_CODE_REPOSITORY_ID": AN_ID,
     "MANTIK_COMPUTE_BUDGET_ACCOUNT": "budget",
-    **{f"MANTIK_CONNECTION_ID_{site}": id for site, id in zip(("ALDER", "BIRCH", "CEDAR"), IDS, strict=False)},
+    **{f"MANTIK_CONNECTION_ID_{site}": id for site, id in zip(("ALDER", "CEDAR"), IDS, strict=False)},
+    "MANTIK_UNICORE_USERNAME": "alice-at-hpc",
+    "MANTIK_UNICORE_PASSWORD": "another-Pw-1",
     "MANTIK_SANDBOX_ALDER_URL": "http://127.0.0.1:7100/alder/rest/core",
     "MANTIK_SANDBOX_BIRCH_URL": "http://127.0.0.1:7100/birch/rest/core",
     "MANTIK_SANDBOX_CEDAR_URL": "http://127.0.0.1:7100/cedar",
@@ -38,11 +40,15 @@ VARIABLES = {
 SAVED = [
     "mantik-credentials/sandbox",
     "mantik-project/sandbox",
-    *(
-        f"{slug}/{prefix}{site}"
-        for site in ("alder", "birch", "cedar")
-        for slug, prefix in (("mantik-connection", ""), ("mantik-site", ""), ("training-job", "train-"))
-    ),
+    "mantik-connection/alder",
+    "mantik-site/alder",
+    "training-job/train-alder",
+    "unicore-credentials/sandbox",
+    "unicore-site/birch",
+    "training-job/train-birch",
+    "mantik-connection/cedar",
+    "mantik-site/cedar",
+    "training-job/train-cedar",
 ]
 
 
@@ -70,7 +76,7 @@ def test_a_file_creates_and_then_updates_its_blocks(saved_twice: list[list[str]]
     assert saved_twice == [SAVED, SAVED[:3]]
     assert set(SAVED) <= prefect_server.documents()
     assert str(call(aload_block, MantikConnection, "alder").id) == IDS[3]
-    assert str(call(aload_block, MantikConnection, "birch").id) == IDS[1]
+    assert str(call(aload_block, MantikConnection, "cedar").id) == IDS[1]
 
 
 REFERENCES = {
@@ -78,6 +84,8 @@ REFERENCES = {
     "mantik-site/alder": {"connection": "mantik-connection/alder"},
     "mantik-project/sandbox": {"credentials": "mantik-credentials/sandbox"},
     "training-job/train-alder": {"project": "mantik-project/sandbox", "site": "mantik-site/alder"},
+    "unicore-site/birch": {"login": "unicore-credentials/sandbox"},
+    "training-job/train-birch": {"project": "mantik-project/sandbox", "site": "unicore-site/birch"},
 }
 
 
@@ -154,12 +162,12 @@ def test_a_block_of_the_server_can_be_a_part(saved_twice: list[list[str]], tmp_p
         blocks:
           - type: mantik-site
             name: larger
-            connection: {block: mantik-connection/birch}
+            connection: {block: mantik-connection/alder}
             backend_config: {UnicoreApiUrl: {env: MANTIK_SANDBOX_BIRCH_URL}, Resources: {Queue: large}}
         """,
     )
     assert save(path) == ["mantik-site/larger"]
-    assert reference(call(aload_block, MantikSite, "larger").connection) == "mantik-connection/birch"
+    assert reference(call(aload_block, MantikSite, "larger").connection) == "mantik-connection/alder"
 
 
 # --- What is refused ------------------------------------------------------------------------------------------------

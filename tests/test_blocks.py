@@ -215,6 +215,29 @@ async def test_aload_block_says_that_there_is_no_such_block(prefect_server: Any,
         await aload_block(TrainingJob, name)
 
 
+def test_a_document_that_an_earlier_version_saved_still_loads(saved: TrainingJob, prefect_server: Any) -> None:
+    """Version 0.1 knew sites behind the platform only: its schema is another one, and stays with the document."""
+    schema = json.loads((Path(__file__).parent / "documents" / "training-job-0.1.json").read_text())
+    model = prefect_server.document(f"training-job/{NAME}")
+    made = prefect_server.request(
+        "POST",
+        "/block_schemas/",
+        {"fields": schema, "block_type_id": model["block_type_id"], "capabilities": ["run-job"], "version": "0.1.0"},
+    )
+    assert made["id"] != model["block_schema_id"]
+    data = {"project": ref(prefect_server, MantikProject), "site": ref(prefect_server, MantikSite), "commit": "c0ffee"}
+    document = {
+        "name": "saved-by-0-1",
+        "data": data,
+        "block_type_id": model["block_type_id"],
+        "block_schema_id": made["id"],
+    }
+    prefect_server.request("POST", "/block_documents/", document)
+    loaded = TrainingJob.load("saved-by-0-1")
+    assert (type(loaded.site), loaded.commit, loaded.directory) == (MantikSite, "c0ffee", "")
+    assert loaded.spec().digest
+
+
 # --- Damaged --------------------------------------------------------------------------------------------------------
 
 

@@ -30,7 +30,7 @@ LEVELS = (
     {"tasks", "lifecycle", "reports"},
     {"flows", "_blocks", "prefect_server"},
     {"block_files"},
-    {"demo"},
+    {"demo", "doctor"},
     {"cli"},
 )
 """From low to high. Rooms of one level may import each other."""

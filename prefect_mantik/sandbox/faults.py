@@ -27,6 +27,9 @@ class Rule(BaseModel):
     `delay_before` and `delay_after` wait before the work and between the work and its answer. `status` answers without
     doing the work. `drop_before` and `drop_after` cut the connection before and after the work. `late` answers with
     `status` (or cuts the connection, where that is null) and does the work `seconds` later.
+
+    The route is a template such as `/{site}/rest/core/jobs/{jobId}`, the same with a site's own name
+    (`/ALDER/rest/core/jobs/{jobId}`), a pattern for either (`/ALDER/*`), or one path.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -58,7 +61,7 @@ class Faults:
             at_site = route.replace("{site}", path.split("/")[1])
             fits = (
                 rule.method in ("*", method)
-                and (fnmatch.fnmatchcase(route, rule.route) or rule.route in (route, path, at_site))
+                and (rule.route in (route, path, at_site) or _matches(rule.route, route, at_site))
                 and fnmatch.fnmatchcase(account, rule.account)
             )
             if not fits or rule.times == 0:
@@ -71,6 +74,10 @@ class Faults:
                 rule.times -= 1
             return rule
         return None
+
+
+def _matches(pattern: str, *routes: str) -> bool:
+    return any(fnmatch.fnmatchcase(route, pattern) for route in routes)
 
 
 class FaultsMiddleware:

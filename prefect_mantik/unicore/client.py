@@ -207,9 +207,13 @@ class UnicoreClient:
 
 
 class _UnicoreApi(JsonApi):
-    """UNICORE's manners: 403 within a session we are known in is no refused login."""
+    """UNICORE's manners: 403 within a session we are known in is no refused login, and 500 says no to a file."""
 
     def _judged(self, response: httpx.Response, call: Call) -> Exception:
+        writes = call.path.startswith("/storages/") and call.method != "GET"
+        if writes and response.status_code == httpx.codes.INTERNAL_SERVER_ERROR:
+            # A full disk, a missing right: not other a moment later, and uploads have an hour.
+            return self._error(ServiceUnavailable, call, response, "could not do this")
         if response.status_code == httpx.codes.FORBIDDEN:
             return self._error(RequestFailed, call, response, f"does not allow this to {self.username!r}")
         if response.status_code == SESSION_UNKNOWN:
@@ -221,10 +225,12 @@ def normal(path: str) -> str:
     """A path within a storage, from its root.
 
     Raises:
-        ConfigurationError: It leads out of the storage, or holds what no path can hold.
+        ConfigurationError: It leads out of the storage, or holds what no path can hold, or what UNICORE takes in none.
     """
     if "\0" in path or "\n" in path:
         raise ConfigurationError(f"{path!r} is no path: it holds a line break or a zero byte.")
+    if "%" in path or "\\" in path:
+        raise ConfigurationError(f"UNICORE takes no name with % or a backslash, as in {path!r}: rename it.")
     if ".." in path.split("/"):
         raise ConfigurationError(f"{path!r} leads out of the storage: paths begin at its root and hold no '..'.")
     return posixpath.normpath(f"/{path.strip('/')}")

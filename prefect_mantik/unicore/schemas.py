@@ -14,7 +14,13 @@ ANONYMOUS = "anonymous"
 
 
 class _Answer(BaseModel):
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True, extra="ignore")
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        populate_by_name=True,
+        frozen=True,
+        extra="ignore",
+        coerce_numbers_to_str=True,  # versions differ in which of the two they send
+    )
 
 
 class JobProperties(_Answer):

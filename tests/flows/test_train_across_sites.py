@@ -77,7 +77,7 @@ async def test_the_logs_show_changes_and_no_secret(sandbox: SandboxProcess) -> N
         for name, value in sandbox.env.items()
         if name.endswith("PASSWORD") or "CONNECTION_ID" in name or name.endswith("CONTROL_TOKEN")
     ]
-    assert len(secrets) == 5
+    assert len(secrets) == 6
     assert not [line for line in messages for secret in secrets if secret in line]
     assert not [line for line in messages if "eyJ" in line]
 

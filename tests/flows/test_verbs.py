@@ -14,6 +14,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.runtime import flow_run as this_run
 
 from prefect_mantik import (
+    Reason,
     RunHandle,
     RunState,
     TrainingJob,
@@ -103,11 +104,26 @@ def test_a_run_of_blocks_made_in_code_says_that_nobody_else_can_reach_it(
 
 
 def test_cancel_and_log_say_what_can_do_it_on_the_proven_platform(sandbox: SandboxProcess) -> None:
-    handle = submit_run(sleeper(), key="neither cancel nor log")
+    handle = submit_run(sleeper("cedar"), key="neither cancel nor log")
     with pytest.raises(NotSupported, match=r"was not cancelled.*web interface"):
         cancel_run(handle)
     with pytest.raises(NotSupported, match=r"was not read.*web interface"):
         fetch_log(handle)
+
+
+def test_cancel_and_log_by_the_second_way_and_directly(sandbox: SandboxProcess) -> None:
+    """Every path of the platform that is not proven is off."""
+    handles = [submit_run(sleeper(site), key=f"cancelled at {site}") for site in ("alder", "birch")]
+    for handle in handles:
+        cancel_run(handle)
+    ended = wait_for_runs(handles, on_failure="return", timeout=30)
+    assert [result.status.reason for result in ended] == [Reason.CANCELLED_BY_US] * 2
+    for site in ("alder", "birch"):
+        failing = TrainingJob.load(f"train-{site}").model_copy(update={"entry_point": "fail", "parameters": {}})
+        failed = wait_for_run(submit_run(failing, key=f"with a log at {site}"), on_failure="return")
+        assert (failed.status.reason, failed.status.exit_code) == (Reason.EXIT_CODE, 3)
+        assert failed.log_tail
+        assert "eyJ" not in fetch_log(failed)
 
 
 def test_cancel_and_log_where_the_platform_has_them(sandbox: SandboxProcess) -> None:
@@ -130,8 +146,6 @@ async def _flow_run(flow_run_id: UUID) -> FlowRun:
 
 
 def test_the_hook_cancels_the_runs_of_its_flow_run_and_no_others(sandbox: SandboxProcess) -> None:
-    sandbox.control.switch(all_endpoints=True)
-
     @flow
     def child() -> RunHandle:
         return submit_run(sleeper("birch"), key="child's")
@@ -146,7 +160,7 @@ def test_the_hook_cancels_the_runs_of_its_flow_run_and_no_others(sandbox: Sandbo
     _, others = parent(with_child=False)
     flow_run_id, handles = parent(with_child=True)
     flow_run = call(_flow_run, UUID(flow_run_id))
-    assert sorted(call(FlowRunLedger(flow_run.id).sites)) == ["mantik-site/alder", "mantik-site/birch"]
+    assert sorted(call(FlowRunLedger(flow_run.id).sites)) == ["mantik-site/alder", "unicore-site/birch"]
     cancel_runs_of_flow(flow=parent, flow_run=flow_run, state=flow_run.state)
     ended = wait_for_runs(handles, on_failure="return", timeout=30)
     assert [result.status.state for result in ended] == [RunState.KILLED] * 2
@@ -156,13 +170,13 @@ def test_the_hook_cancels_the_runs_of_its_flow_run_and_no_others(sandbox: Sandbo
 def test_the_hook_says_what_it_cannot_cancel(sandbox: SandboxProcess, caplog: pytest.LogCaptureFixture) -> None:
     @flow
     def parent() -> tuple[str, RunHandle]:
-        return str(this_run.id), submit_run(sleeper(), key="left running")
+        return str(this_run.id), submit_run(sleeper("cedar"), key="left running")
 
     flow_run_id, handle = parent()
     flow_run = call(_flow_run, UUID(flow_run_id))
     cancel_runs_of_flow(flow=parent, flow_run=flow_run, state=flow_run.state)
     line = next(record.message for record in caplog.records if "may be live" in record.message)
-    assert "'left running' at alder" in line
+    assert "'left running' at cedar" in line
     assert handle.links["MLflow"] in line
 
 

@@ -35,6 +35,9 @@ def test_faults_of_one_site_and_one_account(rest, box):
     assert rest.http.get(rest.submit()).status_code == 200
     birch = httpx.Client(base_url=box.env["MANTIK_SANDBOX_BIRCH_URL"], auth=rest.login, trust_env=False)
     assert birch.get("/jobs/x").status_code == 500
+    rest.control.clear_faults()
+    rest.control.add_fault("status", route="/BIRCH/*", status=502, times=None)
+    assert (birch.get("/jobs").status_code, rest.http.get("/jobs").status_code) == (502, 200)
 
 
 def test_counts(rest):

@@ -61,7 +61,7 @@ def test_stat_and_listing(rest, files, put):
     assert answer.headers["accept-ranges"] == "bytes"
     properties = answer.json()
     assert (properties["isDirectory"], properties["size"], properties["metadata"]) == (False, 10, {})
-    assert (properties["owner"], properties["permissions"]) == ("sandbox-at-alder", "rw-------")
+    assert (properties["owner"], properties["permissions"]) == ("sandbox-at-alder", "rw-r-----")
     assert properties["lastAccessed"].endswith("+0000")
     assert properties["_links"]["parentStorage"]["href"] == files.removesuffix("/files")
     assert rest.get(files)["content"].keys() == {"/d/"}

@@ -17,6 +17,8 @@ def test_https(start_light):
     with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
         httpx.get(f"{url}/ALDER/rest/core", trust_env=False)
     login = credentials.UsernamePassword(env["MANTIK_UNICORE_USERNAME"], env["MANTIK_UNICORE_PASSWORD"])
+    untouched = client.Client(login, env["MANTIK_SANDBOX_BIRCH_URL"])
+    assert [storage.properties["resourceStatus"] for storage in untouched.get_storages()] == ["READY", "READY"]
     for base in (url, url.replace("127.0.0.1", "localhost")):
         site = client.Client(client.Transport(login, verify=trusting), f"{base}/ALDER/rest/core")
         assert site.links["jobs"] == f"{base}/ALDER/rest/core/jobs"

@@ -14,7 +14,7 @@ from prefect_mantik.sandbox.unicore.replies import UnicoreError, iso_time, link
 
 USPACE = "-uspace"
 _SHARED = {"HOME": "User's home", "SCRATCH": "Scratch space"}
-_UMASK = 0o077
+_UMASK = 0o027
 
 
 @dataclass

@@ -14,7 +14,7 @@ EXIT_CODE_FILE = "UNICORE_SCRIPT_EXIT_CODE"
 
 _LOG_PAGE = 4 * 2**20
 _SMALL = ("status", "statusMessage", "exitCode", "submissionTime", "consumedTime")
-_ALL = (*_SMALL, "log", "tags")
+_ALL = (*_SMALL, "name", "log", "tags")
 
 
 class UnicoreJobs:
@@ -40,7 +40,7 @@ class UnicoreJobs:
             found = await self._without_exit_code(job, found)
         if found.status == "FAILED":
             log = await self._client.job(job, *_ALL)
-            found = found.model_copy(update={"log": log.log, "tags": log.tags})
+            found = found.model_copy(update={"name": log.name, "log": log.log, "tags": log.tags})
             details = await self._details(job)
         return run_status(found, datetime.now(timezone.utc), details)
 

@@ -55,7 +55,7 @@ def run_status(job: JobProperties, now: datetime, details: str = "") -> RunStatu
     """The status of a run.
 
     Args:
-        job: Status, message, exit code, times; for a job that failed also its log and tags.
+        job: Status, message, exit code, times; for a job that failed also its name, log and tags.
         now: When the site was asked.
         details: What the batch system says of a job that failed.
     """
@@ -84,6 +84,8 @@ def _why(job: JobProperties, details: str) -> tuple[RunState, Reason]:
     # The words of the job's own commands stand in the log too: those lines tell nothing.
     own = [line for line in job.log if "Submitted executable" not in line and "Client:" not in line]
     text = "\n".join([job.status_message, details, *own])
+    if job.name:  # the user's own words too
+        text = text.replace(job.name, "")
     reason = next((reason for reason, words in REASONS if re.search(words, text)), None)
     if reason is Reason.CANCELLED_BY_OTHER:
         return RunState.KILLED, reason
