@@ -212,9 +212,10 @@ class UnicoreCredentials(CredentialsBlock):
     model_config = ConfigDict(hide_input_in_errors=True)
 
     username: str = Field(default="", title="User name", description="User name at the site.")
-    password: SecretStr | None = Field(default=None, title="Password", description="Password of that user.")
-    token: SecretStr | None = Field(
-        default=None,
+    # Not `SecretStr | None`: a form of Prefect shows what is typed into that.
+    password: SecretStr = Field(default=SecretStr(""), title="Password", description="Password of that user.")
+    token: SecretStr = Field(
+        default=SecretStr(""),
         title="Token",
         description="Bearer token, where the site asks for more than a password: of its identity provider, or "
         "UNICORE's own (<API URL>/token).",
@@ -232,16 +233,15 @@ class UnicoreCredentials(CredentialsBlock):
 
     @field_validator("password", "token")
     @classmethod
-    def _is_a_secret(cls, value: SecretStr | None) -> SecretStr | None:
-        return None if value is None or not value.get_secret_value() else real_secret(value)
+    def _is_a_secret(cls, value: SecretStr) -> SecretStr:
+        return real_secret(value) if value.get_secret_value() else value
 
     @model_validator(mode="after")
     def _is_one_login(self) -> UnicoreCredentials:
-        pair = bool(self.username) and self.password is not None
-        if bool(self.username) != (self.password is not None) and not (self.token or self.token_file):
+        password, token = bool(self.password.get_secret_value()), bool(self.token.get_secret_value())
+        if password and not self.username:
             raise ValueError("user name and password belong together: give both")
-        given = sum((self.password is not None and pair, self.token is not None, bool(self.token_file)))
-        if given != 1:
+        if password + token + bool(self.token_file) != 1:
             raise ValueError("give one of: user name and password, a token, a token file")
         return self
 
@@ -264,9 +264,9 @@ class UnicoreCredentials(CredentialsBlock):
 
         if self.token_file:
             return TokenFile(self.token_file)
-        if self.token:
+        if self.token.get_secret_value():
             return Token(self.token, reference(self) or "the token")
-        return Password(self.username, self.password or SecretStr(""))
+        return Password(self.username, self.password)
 
 
 class MantikProject(Block):

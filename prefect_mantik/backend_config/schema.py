@@ -140,7 +140,8 @@ class BackendConfig(_Part):
 def unicore_site(url: str) -> str:
     """The name of a UNICORE site, from its URL."""
     parts = urlsplit(url)
-    return parts.path.strip("/").partition("/")[0] or parts.netloc
+    first = parts.path.strip("/").partition("/")[0]
+    return parts.netloc if first in ("", "rest") else first  # without a gateway the path names no site
 
 
 def fields_of(model: type[BaseModel]) -> dict[str, Any]:

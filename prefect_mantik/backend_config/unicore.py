@@ -10,6 +10,10 @@ from prefect_mantik.backend_config.script import login_script, training_script
 
 LOG = "mantik.log"
 
+SITE_LOG = "mantik.err"
+"""Of the shells and the batch system around the script: the script itself writes all it has into the log. Not the same
+file: a server opens one for each stream, and lines get lost."""
+
 
 def unicore_job(
     config: BackendConfig,
@@ -45,7 +49,7 @@ def unicore_job(
         "Executable": "/bin/bash",
         "Arguments": ["mantik.sh"],
         "Stdout": LOG,
-        "Stderr": LOG,
+        "Stderr": SITE_LOG,
         "haveClientStageIn": "true",
     }
     if account:

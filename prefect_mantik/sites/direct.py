@@ -34,7 +34,7 @@ from prefect_mantik.tracking import TrackedRun, TrackingClient
 CODE = "mantik-code.tar.gz"
 TOKEN_FILE = "mantik-token"  # noqa: S105  # its name
 LOG = "mantik.log"
-RESERVED = frozenset({CODE, TOKEN_FILE, LOG, "mantik.sh", "mantik-before.sh", "mantik-after.sh"})
+RESERVED = frozenset({CODE, TOKEN_FILE, LOG, "mantik.err", "mantik.sh", "mantik-before.sh", "mantik-after.sh"})
 """What the run directory holds besides the code."""
 
 UNPACK = f"""\
@@ -181,6 +181,12 @@ async def close_mlflow_run(tracking: TrackingClient, handle: RunHandle, status: 
                 "%s logged that it finished, and then its job ended %s.", handle.describe(), status.describe()
             )
             return
+        if run.status == "SCHEDULED" and word == "FINISHED":
+            run_logger().warning(
+                "%s finished without logging to MLflow. Where it had no valid token, its metrics are in mlruns/ of its "
+                "run directory.",
+                handle.describe(),
+            )
         await tracking.set_status(handle.mlflow_run_id, word, status.ended_at or status.observed_at)
         if word == "KILLED":
             await tracking.set_tags(handle.mlflow_run_id, {CANCELLED_TAG: "true"})

@@ -18,7 +18,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from prefect_mantik.api import TOTAL_TIMEOUT, Call, JsonApi
-from prefect_mantik.errors import ConfigurationError, RequestFailed, ServiceUnavailable
+from prefect_mantik.errors import ConfigurationError, LoginRefused, RequestFailed, ServiceUnavailable
 from prefect_mantik.loop import VERIFIED, Tls, per_process
 from prefect_mantik.unicore.login import SESSION_UNKNOWN, Credential, UnicoreLogin
 from prefect_mantik.unicore.schemas import FileProperties, JobProperties, SiteProperties
@@ -56,7 +56,7 @@ class UnicoreClient:
         tls: Tls = VERIFIED,
     ) -> None:
         self.api_url, self.username = api_url.rstrip("/"), credential.username
-        nobody = JsonApi("the site", self.api_url, self.username, tls=tls)
+        nobody = _Doorstep("the site", self.api_url, self.username, tls=tls)
         self._login = UnicoreLogin(nobody, credential, preferences or {}, renewable=renewable)
         self._api = _UnicoreApi("the site", self.api_url, self.username, self._login, tls)
 
@@ -204,6 +204,15 @@ class UnicoreClient:
                 method=call.method,
                 path=call.path,
             ) from None
+
+
+class _Doorstep(JsonApi):
+    """Where we log in: a refusal may come as 500."""
+
+    def _judged(self, response: httpx.Response, call: Call) -> Exception:
+        if response.status_code == httpx.codes.INTERNAL_SERVER_ERROR and "AuthenticationException" in response.text:
+            return self._error(LoginRefused, call, response, "refused the login")
+        return super()._judged(response, call)
 
 
 class _UnicoreApi(JsonApi):

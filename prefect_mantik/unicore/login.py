@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
+import re
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +34,9 @@ SESSION_UNKNOWN = 432
 
 TOKEN_LIFETIME = 24 * 3600
 """Seconds that a renewable token is asked for. It is renewed after three quarters of what the server gives."""
+
+RENEW_AGAIN = 60.0
+"""Seconds after which a renewal is tried again that did not come about."""
 
 
 class Credential(Protocol):
@@ -119,6 +124,19 @@ class Kept:
         return await (await self.resolve()).authorization()
 
 
+class _HideSessions(logging.Filter):
+    """A session is as good as a login, and httpcore logs the headers of each answer."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if SESSION.lower() in text.lower():
+            record.msg, record.args = re.sub(rf"(?i)({SESSION}', b')[^']+", r"\1***", text), ()
+        return True
+
+
+logging.getLogger("httpcore.http11").addFilter(_HideSessions())
+
+
 def _text_of(path: str) -> str:
     return Path(path).expanduser().read_text()
 
@@ -147,7 +165,7 @@ class UnicoreLogin:
         self._api, self._credential, self._renewable = api, credential, renewable
         self._preferences = {PREFERENCES: ",".join(f"{k}:{v}" for k, v in preferences.items())} if preferences else {}
         self._session: _Session | None = None
-        self._opening = SingleFlight()
+        self._opening, self._renewing = SingleFlight(), SingleFlight()
         self._refused: tuple[str, LoginRefused] | None = None
         self._token: str | None = None
         self._renew_at = 0.0
@@ -157,6 +175,8 @@ class UnicoreLogin:
         session = self._session
         if session is None:
             session = await self._opening.run(self._open)
+        elif self._token and wall_clock() >= self._renew_at:
+            await self._renew_in_time()
         if session.id is None:  # a server without sessions: each call may find us unknown
             self._session = None
             return {"Authorization": await self._authorization(), **self._preferences}
@@ -176,9 +196,22 @@ class UnicoreLogin:
         return (await self._opening.run(self._open)).who
 
     async def _open(self) -> _Session:
-        if self._renewable and wall_clock() >= self._renew_at:
-            await self._renew()
-        authorization = await self._authorization()
+        if self._token and wall_clock() < self._renew_at:
+            try:
+                return await self._known(f"Bearer {self._token}")
+            except LoginRefused:  # the server forgot it before its time
+                self._token, self._refused = None, None
+        if not self._renewable:
+            return await self._known(await self._credential.authorization())
+        await self._renewing.run(self._renew)
+        try:
+            return await self._known(f"Bearer {self._token}")
+        except LoginRefused as error:  # a server gives a token even to those whom it does not know
+            self._token, self._refused = None, (await self._credential.authorization(), error)
+            raise _again(error) from None
+
+    async def _known(self, authorization: str) -> _Session:
+        """Open a session in which we are somebody."""
         response = await self._ask("", {"fields": "client,server"}, authorization)
         try:
             who = SiteProperties.model_validate(response.json())
@@ -195,22 +228,30 @@ class UnicoreLogin:
     async def _authorization(self) -> str:
         return f"Bearer {self._token}" if self._token else await self._credential.authorization()
 
+    async def _renew_in_time(self) -> None:
+        """Renew the token while the session lives: what it was got with may be good once only. A help, not a need."""
+        try:
+            await self._renewing.run(self._renew)
+        except (RequestFailed, ConfigurationError) as error:
+            self._renew_at = wall_clock() + RENEW_AGAIN
+            run_logger().warning("The token for %s was not renewed. %s", self._api.base_url, error)
+
     async def _renew(self) -> None:
         """Get a renewable token; by the one we have, or where that has ended by the credential."""
-        asked = {"lifetime": str(TOKEN_LIFETIME), "renewable": "true"}
-        for authorization in (f"Bearer {self._token}" if self._token else "", await self._credential.authorization()):
-            if not authorization:
-                continue
+        if self._token:
             try:
-                self._token = (await self._ask("/token", asked, authorization, accept="text/plain")).text.strip()
-                break
+                await self._get_token(f"Bearer {self._token}")
+                return
             except LoginRefused:
-                if not self._token:
-                    raise
                 self._token, self._refused = None, None
                 run_logger().info("The token for %s ended: logging in anew.", self._api.base_url)
-        left = _seconds_left(self._token or "")
-        self._renew_at = wall_clock() + (left * 0.75 if left is not None else TOKEN_LIFETIME * 0.75)
+        await self._get_token(await self._credential.authorization())
+
+    async def _get_token(self, authorization: str) -> None:
+        asked = {"lifetime": str(TOKEN_LIFETIME), "renewable": "true"}
+        self._token = (await self._ask("/token", asked, authorization, accept="text/plain")).text.strip()
+        left = _seconds_left(self._token)
+        self._renew_at = wall_clock() + (TOKEN_LIFETIME if left is None else left) * 0.75
 
     async def _ask(
         self, path: str, params: dict[str, str], authorization: str, accept: str = "application/json"
@@ -227,7 +268,7 @@ class UnicoreLogin:
         try:
             return await self._api.fetch(call)
         except RequestFailed as error:
-            if error.status not in (401, 403):
+            if error.status not in (401, 403) and not isinstance(error, LoginRefused):
                 raise
             words = error.detail
         raise self._refusal(authorization, words)

@@ -243,13 +243,33 @@ async def test_a_token_that_ended_falls_back_to_the_credential(
     alder: UnicoreRoad, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     control = alder.sandbox.control
-    monkeypatch.setattr(login_module, "TOKEN_LIFETIME", -100)  # over already, beyond what servers forgive
+    now = time.time()
+    monkeypatch.setattr(login_module, "wall_clock", lambda: now)
     site = renewing(alder)
-    with pytest.raises(LoginRefused):
-        await works(site)
-    monkeypatch.undo()
     await works(site)
-    assert control.count(route=TOKEN) >= 2
+    now += 2 * login_module.TOKEN_LIFETIME
+    control.expire_unicore_sessions()
+    control.add_fault("status", route=TOKEN, status=403)
+    await works(site)
+    assert [entry["status"] for entry in control.requests() if entry["route"] == TOKEN] == [200, 403]
+
+
+async def test_a_renewal_that_fails_is_no_harm_while_the_session_lives(
+    alder: UnicoreRoad, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control = alder.sandbox.control
+    now = time.time()
+    monkeypatch.setattr(login_module, "wall_clock", lambda: now)
+    site = renewing(alder)
+    await works(site)
+    now += login_module.TOKEN_LIFETIME * 0.8
+    control.add_fault("status", route=TOKEN, status=403, times=2)
+    await works(site)
+    await works(site)
+    assert control.count(route=TOKEN) == 3
+    now += login_module.RENEW_AGAIN
+    control.expire_unicore_sessions()
+    await works(opened(alder, UnicoreCredentials(username=alder.username, password=alder.password)))
 
 
 async def test_a_token_that_the_server_forgot_is_fetched_anew(
@@ -565,7 +585,7 @@ async def test_no_secret_is_shown_by_anything(alder: UnicoreRoad, caplog: pytest
     shown += [repr(client), repr(client._login), repr(client._login._credential), repr(alder.site(login=login))]
     shown += [str(await acall(client.submitted, handle.remote_id))]
     for problem in ("drop_before", "status"):
-        control.add_fault(problem, route=f"{JOBS}/{{jobId}}", **({"status": 403} if problem == "status" else {}))
+        control.add_fault(problem, route=f"{JOBS}/{{jobId}}", times=None, **({"status": 403} if problem == "status" else {}))
         with pytest.raises(RequestFailed) as caught:
             await acall(client.job, handle.remote_id, timeout=0.2)
         shown.append(_text_of(caught.value))

@@ -12,7 +12,7 @@ from prefect_mantik.credentials import DOCUMENTATION, LOGO, MantikConnection, Ma
 from prefect_mantik.documents import reference
 from prefect_mantik.environment import check_url
 from prefect_mantik.errors import ConfigurationError
-from prefect_mantik.loop import Tls
+from prefect_mantik.loop import Tls, tls_context
 from prefect_mantik.sites.unicore.login import credential_of
 from prefect_mantik.sites.unicore.site import DirectUnicoreSite, Settings
 from prefect_mantik.unicore import UnicoreClient, unicore_client
@@ -102,14 +102,25 @@ class UnicoreSite(Block):
         return {"UnicoreApiUrl": self.api_url, **self.backend_config}
 
     def client(self) -> UnicoreClient:
-        """The site's operations as the block's account, on the background loop."""
+        """The site's operations as the block's account, on the background loop.
+
+        Raises:
+            ConfigurationError: The CA certificates cannot be read.
+        """
         preferences = {"uid": self.uid, "group": self.group}
+        tls = Tls(self.ca_certificates, self.verify)
+        try:
+            tls_context(tls)
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(
+                f"The CA certificates of {self.api_url} cannot be read here: {getattr(error, 'strerror', error)}."
+            ) from None
         return unicore_client(
             self.api_url,
             credential_of(self.login),
             tuple((name, value) for name, value in preferences.items() if value),
             isinstance(self.login, UnicoreCredentials) and self.login.renewable,
-            Tls(self.ca_certificates, self.verify),
+            tls,
         )
 
     def open(self, project: MantikProject | None = None) -> DirectUnicoreSite:

@@ -10,8 +10,10 @@ from prefect_mantik.sites.unicore.states import CANCELLED_TAG, is_end, run_statu
 from prefect_mantik.unicore import JobProperties, UnicoreClient
 
 LOG = "mantik.log"
+SITE_LOG = "mantik.err"
 EXIT_CODE_FILE = "UNICORE_SCRIPT_EXIT_CODE"
 
+_TAIL = 4096
 _LOG_PAGE = 4 * 2**20
 _SMALL = ("status", "statusMessage", "exitCode", "submissionTime", "consumedTime")
 _ALL = (*_SMALL, "name", "log", "tags")
@@ -46,21 +48,27 @@ class UnicoreJobs:
 
     async def _without_exit_code(self, job: str, found: JobProperties) -> JobProperties:
         """A server calls a job successful whose wrapper was killed: only an exit code proves success."""
-        try:
-            text = await self._client.read(uspace(job), EXIT_CODE_FILE, 0, 0)
-        except RequestFailed:
-            text = b""
-        if text.strip() == b"0":
+        if (await self._tail(job, EXIT_CODE_FILE)).strip() == "0":
             return found
         message = "the site says SUCCESSFUL, but the job left no exit code: it was killed, or its node died"
         return found.model_copy(update={"status": "FAILED", "status_message": message})
 
     async def _details(self, job: str) -> str:
-        """What the batch system says, where it can be asked: a help only."""
+        """What the batch system says, and what it wrote beside the job's own log: a help only."""
         try:
-            return await self._client.details(job)
+            return f"{await self._client.details(job)}\n{await self._tail(job, SITE_LOG)}"
         except RequestFailed:
             return ""
+
+    async def _tail(self, job: str, name: str) -> str:
+        """The end of a file in a job's directory; empty where there is none."""
+        try:
+            size = (await self._client.stat(uspace(job), name)).size
+        except NotFound:
+            return ""
+        if size == 0:
+            return ""
+        return (await self._client.read(uspace(job), name, max(0, size - _TAIL), size - 1)).decode(errors="replace")
 
     async def cancel(self, job: str) -> None:
         """Abort a job and leave a mark that it was us; a job that has ended, or is gone, is left as it is."""

@@ -1,0 +1,265 @@
+"""What it costs to ask how one UNICORE job is, ours beside pyunicore; and how few requests a site gets from us.
+
+All in one run, over TLS with a verified certificate, on the real UNICORE server where it can run, else the sandbox.
+It only reports: where a target is missed it says MISSED, and ends with 0.
+
+    python benchmarks/unicore_poll.py [rounds]
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import platform
+import re
+import ssl
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import certifi
+import httpx
+from pyunicore.client import Client, Job, Transport
+from pyunicore.credentials import UsernamePassword
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from prefect_mantik.loop import Tls, call
+from prefect_mantik.runs import RunHandle, RunState, RunStatus
+from prefect_mantik.sandbox.process import start_sandbox
+from prefect_mantik.sites.unicore.jobs import UnicoreJobs
+from prefect_mantik.unicore import Password, UnicoreClient, unicore_client
+from tests.contract.conftest import ALL, UnicoreRoad, real_unicore as real_road
+from tests.sandbox_jobs import new_key
+from tests.unicore.server import real_unicore
+
+ROUNDS = 60
+FASTER_THAN_PYUNICORE = 5.0
+REQUESTS_FOR_A_SUBMIT = 4
+JOBS_AT_ONCE = 100
+REQUESTS_IN_FLIGHT = 4
+
+WAITING_JOB = {"Name": "benchmark", "haveClientStageIn": "true"}
+"""Of a job that is never started: the cheapest answer for both clients, and the same each time."""
+
+OURS = "ours"
+PATH = "pyunicore, verify=<the server's certificate, a path>"
+TRUE = "pyunicore, verify=True (certifi's authorities and the server's)"
+CONTEXT = "pyunicore, verify=<a context made once>"
+
+
+@dataclass
+class Seen:
+    """What a site got from us.
+
+    Attributes:
+        requests: Method and path of each request, in the order of sending.
+        most: The highest number of them that had been sent and not yet answered in full.
+    """
+
+    requests: list[str] = field(default_factory=list)
+    now: int = 0
+    most: int = 0
+
+
+@contextlib.contextmanager
+def watched(url: str) -> Iterator[Seen]:
+    """Count the requests to a site, in this process, around `httpx.AsyncClient.send`.
+
+    That is after our own limit has let a request through, and until the whole answer is read.
+
+    Args:
+        url: The site's REST API.
+    """
+    seen, site, send = Seen(), urlsplit(url).netloc, httpx.AsyncClient.send
+
+    async def counted(client: httpx.AsyncClient, request: httpx.Request, **options: Any) -> httpx.Response:
+        if request.url.netloc.decode() != site:
+            return await send(client, request, **options)
+        seen.requests.append(f"{request.method} {request.url.path}")
+        seen.now += 1
+        seen.most = max(seen.most, seen.now)
+        try:
+            return await send(client, request, **options)
+        finally:
+            seen.now -= 1
+
+    httpx.AsyncClient.send = counted  # type: ignore[method-assign]
+    try:
+        yield seen
+    finally:
+        httpx.AsyncClient.send = send  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def opened() -> Iterator[tuple[str, UnicoreRoad]]:
+    """What the server is, and a road to it; runs track at a sandbox."""
+    reason = real_unicore.missing()
+    with contextlib.ExitStack() as stack:
+        sandbox = stack.enter_context(start_sandbox(tls=True))
+        if reason is None:
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="unicore-poll-")))
+            yield "real UNICORE/X", real_road(sandbox, stack.enter_context(real_unicore.start(directory)))
+            return
+        env = sandbox.env
+        yield (
+            f"the sandbox (no real server: {reason}), UNICORE",
+            UnicoreRoad(
+                sandbox,
+                ALL,
+                url=f"{env['MANTIK_SANDBOX_TLS_URL']}/ALDER/rest/core",
+                username=env["MANTIK_UNICORE_USERNAME"],
+                password=env["MANTIK_UNICORE_PASSWORD"],
+                ca_file=env["MANTIK_SANDBOX_CA_FILE"],
+            ),
+        )
+
+
+def client_of(road: UnicoreRoad) -> UnicoreClient:
+    """Our client, the one that the road's site has too."""
+    login = road.site().login
+    assert login is not None
+    credential = login.credential()  # type: ignore[union-attr]
+    assert isinstance(credential, Password)
+    return unicore_client(road.url, credential, (), False, Tls(road.ca_file))
+
+
+def requests_of_one_submit(road: UnicoreRoad) -> Seen:
+    """Submit a run: find, POST, find, start; besides the login and the staging."""
+    with watched(road.url) as seen:
+        asyncio.run(road.submit(new_key("benchmark")))
+    return seen
+
+
+def asked_in_turn(road: UnicoreRoad, client: UnicoreClient, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each way to ask for the same job, all once a round; who is first changes with the round."""
+    job = call(client.submit, WAITING_JOB)
+    jobs, url = UnicoreJobs(client), f"{road.url}/jobs/{job}"
+
+    def by_pyunicore(verify: Any) -> Callable[[], Any]:
+        theirs = Job(Transport(UsernamePassword(road.username, road.password), verify=verify), url, cache_time=0)
+        return lambda: theirs.properties
+
+    ways: dict[str, Callable[[], Any]] = {
+        OURS: lambda: call(jobs.status, job),
+        PATH: by_pyunicore(road.ca_file),
+        TRUE: by_pyunicore(True),
+        CONTEXT: by_pyunicore(ssl.create_default_context(cafile=road.ca_file)),
+    }
+    assert ways[OURS]().state is RunState.SCHEDULED
+    assert {ways[way]()["status"] for way in ways if way != OURS} == {"READY"}
+    taken: dict[str, list[float]] = {way: [] for way in ways}
+    for number in range(-10, rounds):  # the first ten warm the server up
+        names = list(ways)
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            began = time.perf_counter()
+            ways[name]()
+            if number >= 0:
+                taken[name].append(time.perf_counter() - began)
+    return taken
+
+
+def asked_at_once(road: UnicoreRoad, client: UnicoreClient) -> list[tuple[Seen, float]]:
+    """Poll many live jobs in one call, as a wait for them does, twice; what the site got, and the seconds.
+
+    The jobs wait, and were not submitted by the site that polls them: the first poll also writes them fresh tokens.
+    """
+
+    async def submitted() -> list[str]:
+        return await asyncio.gather(*(client.submit(WAITING_JOB) for _ in range(JOBS_AT_ONCE)))
+
+    site = road.open()
+    handles = [
+        RunHandle(site=None, site_name=site.name, kind=site.kind, remote_id=job, site_key="pm-benchmark", name=job)
+        for job in call(submitted)
+    ]
+    polls = []
+    for _ in range(2):
+        with watched(road.url) as seen:
+            began = time.perf_counter()
+            statuses: dict[RunHandle, RunStatus] = call(site.poll, handles)
+            polls.append((seen, time.perf_counter() - began))
+        assert {status.state for status in statuses.values()} == {RunState.SCHEDULED}, statuses
+    assert len(polls[1][0].requests) == JOBS_AT_ONCE, Counter(polls[1][0].requests)
+    return polls
+
+
+def report_submit(seen: Seen) -> None:
+    """Print what one submit asked of the site."""
+    kinds: dict[str, Counter[str]] = {"login": Counter(), "staging": Counter(), "others": Counter()}
+    for request in seen.requests:
+        login, staging = request.endswith(("/rest/core", "/token")), "/storages/" in request
+        method, _, path = request.partition(" ")
+        shown = f"{method} " + re.sub(r"^/jobs/[^/]+", "/jobs/{job}", path.partition("/rest/core")[2])
+        kinds["login" if login else "staging" if staging else "others"][shown] += 1
+    others = sum(kinds["others"].values())
+    listed = ", ".join(f"{count} x {request}" for request, count in kinds["others"].items())
+    print(
+        f"  one submit: {others} requests ({listed}) besides {sum(kinds['login'].values())} of the login and "
+        f"{sum(kinds['staging'].values())} of the staging, target {REQUESTS_FOR_A_SUBMIT}, "
+        f"{verdict(others <= REQUESTS_FOR_A_SUBMIT)}"
+    )
+
+
+def report_poll(taken: dict[str, list[float]]) -> None:
+    """Print the medians and how they compare."""
+    ours = statistics.median(taken[OURS])
+    for name, seconds in taken.items():
+        median = statistics.median(seconds)
+        compared = "" if name == OURS else f", {median / ours:.1f} times ours"
+        if name in (PATH, TRUE):
+            met = median / ours >= FASTER_THAN_PYUNICORE
+            compared += f", target {FASTER_THAN_PYUNICORE:.0f} times, {verdict(met)}"
+        print(f"  {name}: median {median * 1000:.2f} ms (largest {max(seconds) * 1000:.1f}){compared}")
+
+
+def verdict(met: bool) -> str:
+    """The word for it."""
+    return "met" if met else "MISSED"
+
+
+def main() -> int:
+    """Measure and print."""
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS
+    # Nobody stands between us and this machine, for pyunicore neither; and what it trusts by default is enough here.
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "localhost,127.0.0.1"
+    with opened() as (server, road), tempfile.NamedTemporaryFile("w", suffix=".pem") as authorities:
+        authorities.write(Path(certifi.where()).read_text() + Path(road.ca_file).read_text())
+        authorities.flush()
+        os.environ["SSL_CERT_FILE"] = authorities.name
+        client = client_of(road)
+        submit = requests_of_one_submit(road)
+        taken = asked_in_turn(road, client, rounds)
+        polls = asked_at_once(road, client)
+        login = Transport(UsernamePassword(road.username, road.password), verify=road.ca_file)
+        version = Client(login, road.url).properties["server"]["version"]
+    print(f"UNICORE: {server} {version} on this machine over TLS, certificate verified; {rounds} rounds, in turn:")
+    report_poll(taken)
+    report_submit(submit)
+    most = max(seen.most for seen, _ in polls)
+    told = ", then ".join(f"{len(seen.requests)} in {seconds * 1000:.0f} ms" for seen, seconds in polls)
+    print(
+        f"  {JOBS_AT_ONCE} waiting jobs polled at once, twice: {most} requests in flight at most ({told}; the first "
+        f"time tokens are written too), target {REQUESTS_IN_FLIGHT}, {verdict(most <= REQUESTS_IN_FLIGHT)}"
+    )
+    print("  requests are counted in this process, around httpx.AsyncClient.send, until the whole answer is read")
+    print(
+        f"  pyunicore {metadata.version('pyunicore')}, httpx {httpx.__version__}, {ssl.OPENSSL_VERSION}, "
+        f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores, "
+        f"load {os.getloadavg()[0]:.1f}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
