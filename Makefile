@@ -6,7 +6,8 @@ RUN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 STAMP := $(VENV)/.built
 
-.PHONY: help demo sandbox test lint format all-slow conformance-test bench bench-import bench-demo clean
+.PHONY: help demo sandbox test lint format all-slow unicore-test conformance-test clean
+.PHONY: bench bench-import bench-unicore bench-demo
 .DEFAULT_GOAL := help
 
 help:
@@ -14,7 +15,8 @@ help:
 	@echo "make sandbox   run the sandbox until Ctrl-C, and write .env.sandbox"
 	@echo "make test      the fast tests"
 	@echo "make lint      ruff and mypy"
-	@echo "make all-slow  the slow suites: conformance-test (other people's clients and servers), bench"
+	@echo "make all-slow  the slow suites: unicore-test (a real UNICORE server), conformance-test (other people's clients"
+	@echo "               and servers), bench (bench-import, bench-unicore, bench-demo)"
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -39,18 +41,25 @@ sandbox: $(STAMP)
 test: $(STAMP)
 	$(RUN)/python -m pytest -m "not slow and not network"
 
-all-slow: conformance-test bench
+all-slow: unicore-test conformance-test bench
+
+# Needs java and mvn; where they are not there, the tests are skipped and say so.
+unicore-test: $(STAMP)
+	$(RUN)/python -m pytest tests/contract tests/unicore -m unicore -rfEs
 
 conformance-test: $(STAMP)
 	$(RUN)/python -m pytest tests/conformance -m slow
 
-bench: bench-import bench-demo
+bench: bench-import bench-unicore bench-demo
 
 bench-demo: $(STAMP)
 	$(RUN)/python benchmarks/demo_time.py
 
 bench-import: $(STAMP)
 	$(RUN)/python benchmarks/import_cost.py
+
+bench-unicore: $(STAMP)
+	$(RUN)/python benchmarks/unicore_poll.py
 
 lint: $(STAMP)
 	$(RUN)/ruff check .

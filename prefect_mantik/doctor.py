@@ -7,10 +7,12 @@ import textwrap
 from collections.abc import Awaitable, Iterable
 from typing import TypeVar
 
+import httpx
 from prefect.client.orchestration import get_client
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import PrefectHTTPStatusError
 from pydantic import BaseModel, ConfigDict
 
+from prefect_mantik.api import TOTAL_TIMEOUT
 from prefect_mantik.credentials import MantikCredentials
 from prefect_mantik.documents import aload_block
 from prefect_mantik.environment import foreign_tracking_credentials, read_variables
@@ -22,7 +24,7 @@ T = TypeVar("T")
 
 _TOGETHER = 8
 _PAGE = 100
-_TIMEOUT = 90.0
+_TIMEOUT = TOTAL_TIMEOUT + 10  # a call that is given up says why itself
 
 
 class Examined(BaseModel):
@@ -68,10 +70,13 @@ async def _saved(slug: str) -> list[str]:
                 page = await client.read_block_documents_by_type(
                     slug, offset=len(found), limit=_PAGE, include_secrets=False
                 )
-            except ObjectNotFound:  # no block of this type was ever saved
-                return []
-            found += [f"{slug}/{document.name}" for document in page]
-            if len(page) < _PAGE:
+            except PrefectHTTPStatusError as error:
+                if error.response.status_code != httpx.codes.NOT_FOUND:
+                    raise
+                return []  # no block of this type was ever saved
+            fresh = [name for document in page if (name := f"{slug}/{document.name}") not in found]
+            found += fresh
+            if len(page) < _PAGE or not fresh:  # Prefect's own server gives all at once, whatever the page
                 return sorted(found)
 
 

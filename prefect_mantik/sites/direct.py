@@ -151,7 +151,8 @@ async def open_mlflow_run(project: MantikProject, spec: RunSpec, key: RunKey, at
                 f"Key '{key.name}' belongs to a run at {found.get('site_name', 'another site')} "
                 f"({tracking.run_link(run.experiment_id, run.run_id)}), not at {site.name}. Use another key."
             )
-        return run
+        if not run.deleted:  # in the UI: such a run takes no more
+            return run
     record = RunHandle(
         site=site.reference,
         site_name=site.name,

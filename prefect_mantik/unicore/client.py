@@ -18,7 +18,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from prefect_mantik.api import TOTAL_TIMEOUT, Call, JsonApi
-from prefect_mantik.errors import ConfigurationError, LoginRefused, RequestFailed, ServiceUnavailable
+from prefect_mantik.errors import ConfigurationError, LoginRefused, NotFound, RequestFailed, ServiceUnavailable
 from prefect_mantik.loop import VERIFIED, Tls, per_process
 from prefect_mantik.unicore.login import SESSION_UNKNOWN, Credential, UnicoreLogin
 from prefect_mantik.unicore.schemas import FileProperties, JobProperties, SiteProperties
@@ -84,7 +84,8 @@ class UnicoreClient:
     async def submit(self, description: Mapping[str, Any]) -> str:
         """Submit a job and return its id. Not repeatable: `ServiceUnavailable` with `sent` leaves open whether it is.
 
-        That the site takes a job does not mean that it is valid: most of what is wrong is found later.
+        That the site takes a job does not mean that it is valid: most of what is wrong is found later. `RequestFailed`
+        with status 500 or 503 holds words of the site's own.
         """
         response = await self._api.fetch(Call("POST", "/jobs", json=dict(description), repeatable=False))
         location = response.headers.get("Location", "")
@@ -219,8 +220,13 @@ class _UnicoreApi(JsonApi):
     """UNICORE's manners: 403 within a session we are known in is no refused login, and 500 says no to a file."""
 
     def _judged(self, response: httpx.Response, call: Call) -> Exception:
-        writes = call.path.startswith("/storages/") and call.method != "GET"
-        if writes and response.status_code == httpx.codes.INTERNAL_SERVER_ERROR:
+        submits = call.method == "POST" and call.path == "/jobs"
+        if submits and response.status_code in (500, 503) and _in_its_own_words(response):
+            return self._error(RequestFailed, call, response, "does not take the job")
+        of_a_file = call.path.startswith("/storages/")
+        if of_a_file and "NullPointerException" in response.text:  # with 500, for a job that has no directory
+            return self._error(NotFound, call, response, "has no such directory")
+        if of_a_file and call.method != "GET" and response.status_code == httpx.codes.INTERNAL_SERVER_ERROR:
             # A full disk, a missing right: not other a moment later, and uploads have an hour.
             return self._error(ServiceUnavailable, call, response, "could not do this")
         if response.status_code == httpx.codes.FORBIDDEN:
@@ -228,6 +234,15 @@ class _UnicoreApi(JsonApi):
         if response.status_code == SESSION_UNKNOWN:
             return self._error(ServiceUnavailable, call, response, "knows none of the sessions that it opens")
         return super()._judged(response, call)
+
+
+def _in_its_own_words(response: httpx.Response) -> bool:
+    """Whether an error is UNICORE's, and no gateway's in front of it."""
+    try:
+        body = response.json()
+    except ValueError:
+        return False
+    return isinstance(body, dict) and bool(body.get("errorMessage"))
 
 
 def normal(path: str) -> str:

@@ -241,10 +241,11 @@ class UnicoreLogin:
         if self._token:
             try:
                 await self._get_token(f"Bearer {self._token}")
-                return
             except LoginRefused:
                 self._token, self._refused = None, None
                 run_logger().info("The token for %s ended: logging in anew.", self._api.base_url)
+            else:
+                return
         await self._get_token(await self._credential.authorization())
 
     async def _get_token(self, authorization: str) -> None:

@@ -16,7 +16,6 @@ from datetime import datetime, timezone
 from time import time as wall_clock
 from typing import Any, ClassVar, NamedTuple
 
-from prefect_mantik.api import HTML_PAGE
 from prefect_mantik.backend_config import parse_backend_config, unicore_job
 from prefect_mantik.credentials import MantikProject
 from prefect_mantik.errors import (
@@ -34,6 +33,7 @@ from prefect_mantik.sites import direct
 from prefect_mantik.sites.base import OUR_PREFIX, Capability, Finding, Site, not_found
 from prefect_mantik.sites.store import Store
 from prefect_mantik.sites.unicore.jobs import UnicoreJobs, uspace
+from prefect_mantik.sites.unicore.states import is_end
 from prefect_mantik.sites.unicore.store import UnicoreStore
 from prefect_mantik.sites.unicore.tags import handle_from, search_tag, tags_of
 from prefect_mantik.staging import StagedCode, stage
@@ -41,6 +41,9 @@ from prefect_mantik.unicore import UnicoreClient
 
 DIRECTORY_TIMEOUT = 60.0
 """Seconds in which a site makes the directory of a job that it took."""
+
+UNSTARTED = ("CREATED", "STAGINGIN", "READY")
+"""States of a job that may wait for its files: those that come with it may be on their way still."""
 
 _PAUSE = 0.2
 
@@ -92,7 +95,11 @@ class DirectUnicoreSite(Site):
         async with AsyncExitStack() as stack:
             staged = await self._stage(spec, stack)
             command = direct.command_of(spec, staged)
-            run = await direct.open_mlflow_run(project, spec, key, attempt, self)
+            try:
+                run = await direct.open_mlflow_run(project, spec, key, attempt, self)
+            except ServiceUnavailable as error:
+                error.sent = False  # to the site: an MLflow run that was made all the same is found by its tag
+                raise
             tags = tags_of(spec, key, attempt, run, project)
             description = unicore_job(
                 parse_backend_config(spec.backend_config),
@@ -114,13 +121,14 @@ class DirectUnicoreSite(Site):
     async def _submit(self, description: dict[str, Any], key: RunKey) -> str:
         try:
             return await self._client.submit(description)
-        except ServiceUnavailable as error:
-            in_its_own_words = error.status in (500, 503) and not error.detail.startswith(HTML_PAGE)
-            if not in_its_own_words or not set(await self._client.jobs(key.site_key)) <= set(self._found):
+        except RequestFailed as error:
+            if isinstance(error, ServiceUnavailable) or error.status not in (500, 503):
                 raise
             # UNICORE says 500 to nearly every request that it cannot serve: with words and without a job, it refused.
-            raise RequestFailed(
-                str(error), method="POST", path="/jobs", status=error.status, detail=error.detail
+            if set(await self._client.jobs(key.site_key)) <= set(self._found):
+                raise
+            raise ServiceUnavailable(
+                str(error), method=error.method, path=error.path, status=error.status, detail=error.detail
             ) from error
 
     async def complete(self, spec: RunSpec, handle: RunHandle, receipt: str | None = None) -> RunHandle:
@@ -134,23 +142,31 @@ class DirectUnicoreSite(Site):
                 if kept := self._staged.pop(handle.remote_id, None):
                     staged = kept[0]
                     stack.push_async_exit(kept[1])
-                elif (await self._client.job(handle.remote_id, "status")).status != "READY":
+                elif (await self._client.job(handle.remote_id, "status")).status not in UNSTARTED:
                     return handle
                 else:
                     staged = await self._stage(spec, stack)
                 await self._fill(handle, staged)
                 await self._client.act("start", handle.remote_id)
         except (RequestFailed, ConfigurationError) as error:
+            if await self._has_ended(handle.remote_id):  # refused before it got a directory: its status tells why
+                return handle
             raise SubmitIncomplete(
                 f"{handle.describe()} was taken by the site, and waits there for its files: nothing runs, nothing is "
                 f"charged. {error} Submit again under the same key to go on, or cancel it."
             ) from error
         return handle
 
+    async def _has_ended(self, job: str) -> bool:
+        try:
+            return is_end(await self._client.job(job, "status"))
+        except RequestFailed:
+            return False
+
     async def _fill(self, handle: RunHandle, staged: StagedCode) -> None:
         """Send what the job needs. The code gets its name when it is whole: another submitter may be as far."""
         place = uspace(handle.remote_id)
-        known = await self._directory(place)
+        known = await self._directory(handle.remote_id)
         if f"/{direct.CODE}" not in known:
             part = f"{direct.CODE}.{wall_clock():.6f}"
             await self._client.write(place, part, staged.archive)
@@ -159,16 +175,17 @@ class DirectUnicoreSite(Site):
             await self._client.write(place, staged.image.name, staged.image)
         await self._write_token(handle)
 
-    async def _directory(self, place: str) -> builtins.set[str]:
+    async def _directory(self, job: str) -> builtins.set[str]:
         """What a job's directory holds, once the files that came with the job are there."""
-        deadline = wall_clock() + DIRECTORY_TIMEOUT
+        began = wall_clock()
+        deadline, ask_at = began + DIRECTORY_TIMEOUT, began + 1
         while True:
             try:
-                names = set((await self._client.stat(place, "/")).content)
+                names = set((await self._client.stat(uspace(job), "/")).content)
                 if f"/{direct.TOKEN_FILE}" in names or wall_clock() > deadline:
                     return names
             except NotFound:
-                if wall_clock() > deadline:
+                if wall_clock() > deadline or (wall_clock() > ask_at and await self._has_ended(job)):
                     raise
             await asyncio.sleep(_PAUSE)
 
@@ -270,10 +287,18 @@ class DirectUnicoreSite(Site):
         try:
             if status.state is RunState.SCHEDULED and wall_clock() >= self._refresh_at.get(handle, 0.0):
                 await self._write_token(handle)
-            elif status.state.is_end and (tracking := await direct.tracking_of(handle, self._project)):
-                await direct.close_mlflow_run(tracking, handle, status)
+            elif status.state.is_end:
+                await self._close_mlflow_run(handle, status)
         except MantikError as error:
             run_logger().debug("%s: %s", handle.describe(), error)
+
+    async def _close_mlflow_run(self, handle: RunHandle, status: RunStatus) -> None:
+        """Close it, unless an older job has the same one: two submitters at the same instant may find one run."""
+        sharing = [other for other in self._found.values() if other.mlflow_run_id == handle.mlflow_run_id]
+        never = datetime.max.replace(tzinfo=timezone.utc)
+        oldest = min(sharing, key=lambda other: (other.submitted_at or never, other.remote_id), default=handle)
+        if oldest.remote_id == handle.remote_id and (tracking := await direct.tracking_of(handle, self._project)):
+            await direct.close_mlflow_run(tracking, handle, status)
 
     async def cancel(self, handle: RunHandle) -> None:
         """Abort the job, and close its MLflow run. See `Site.cancel`."""
@@ -327,7 +352,7 @@ class DirectUnicoreSite(Site):
                 }
             )
             try:
-                await self._directory(uspace(job))
+                await self._directory(job)
                 await self._client.write(uspace(job), "check", b"written by prefect-mantik\n")
             finally:
                 await self._client.delete_job(job)

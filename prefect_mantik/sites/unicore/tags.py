@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
+from time import time as wall_clock
 from typing import Any
 from uuid import UUID
 
@@ -35,6 +37,7 @@ def tags_of(spec: RunSpec, key: RunKey, attempt: int, run: TrackedRun, project: 
         "experiment": run.experiment_id,
         "project": str(spec.project_id),
         "account": account,
+        "at": str(int(wall_clock() * 1000)),
     }
     searched = [PACKAGE_TAG, key.site_key[:_ORIGIN], key.prefix, key.site_key]
     told = [f"{name}-{value}" for name, value in facts.items() if re.fullmatch(r"[A-Za-z0-9-]+", value)]
@@ -66,6 +69,7 @@ def handle_from(tags: Sequence[str], known: Mapping[str, Any], project: MantikPr
     if project and run and experiment:
         links = {"MLflow": project.credentials.tracking_client().run_link(experiment, run), **links}
     account = facts.get("account")
+    submitted_at = _in_order(known["submitted_at"], facts.get("at", ""))
     return RunHandle.model_validate(
         {
             **known,
@@ -78,5 +82,14 @@ def handle_from(tags: Sequence[str], known: Mapping[str, Any], project: MantikPr
             "mlflow_experiment_id": experiment,
             "platform_project_id": UUID(facts["project"]) if "project" in facts else None,
             "links": links,
+            "submitted_at": submitted_at,
         }
     )
+
+
+def _in_order(submitted_at: datetime | None, at: str) -> datetime | None:
+    """A server counts whole seconds. Within one, jobs are ordered by the clocks of those who sent them."""
+    if submitted_at is None or submitted_at.microsecond or not at.isdigit():
+        return submitted_at
+    behind = int(at) - int(submitted_at.timestamp() * 1000)  # milliseconds; clocks may differ by a minute
+    return submitted_at.replace(microsecond=min(max((behind + 60_000) * 8, 0), 999_999))
