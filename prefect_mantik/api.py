@@ -16,7 +16,7 @@ import httpx
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_before_delay, wait_random_exponential
 
 from prefect_mantik.environment import is_loopback
-from prefect_mantik.errors import LoginRefused, NotFound, RequestFailed, ServiceUnavailable
+from prefect_mantik.errors import ConfigurationError, LoginRefused, NotFound, RequestFailed, ServiceUnavailable
 from prefect_mantik.log import run_logger
 from prefect_mantik.loop import VERIFIED, Tls, calls_in_flight, http_client
 
@@ -182,21 +182,42 @@ class JsonApi:
         raise self._judged(response, call)
 
     async def _send(self, call: Call) -> httpx.Response:
-        request = self._request(call, await self._login.headers() if self._login else {})
+        who = await self._login.headers() if self._login else {}
         try:
-            async with calls_in_flight(self._account, repeatable=call.repeatable):
+            request = self._request(call, who)
+            # Uploads take long, as submits do: one slot is left for what is asked meanwhile.
+            async with calls_in_flight(self._account, repeatable=call.repeatable and call.upload is None):
                 with anyio.fail_after(call.timeout / 2 if call.repeatable else call.timeout):
                     return await self._client().send(request)
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
-            what = (
-                f"no connection to {self.base_url} ({_cause(error)}). Nothing was sent. Check the URL and the network."
+        except (httpx.LocalProtocolError, UnicodeEncodeError):
+            failure: Exception = ConfigurationError(  # its own words would repeat the header
+                f"{call}: what stands for {self.username!r} at {self.base_url} (a token, a password, a preference) "
+                "holds a character that no HTTP header can hold, such as a line break: save it again."
             )
-            sent = False
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
+            failure = self._not_connected(call, error)
         except (httpx.RequestError, TimeoutError) as error:
-            what, sent = f"no usable answer from {self.base_url} ({_cause(error)}).", True
+            what = f"no usable answer from {self.base_url} ({_cause(error)})."
+            failure = ServiceUnavailable(f"{call}: {what}", method=call.method, path=call.path)
         # Outside of `except`: httpx's errors hold the request with its secrets, and would be kept as a context.
-        failure = ServiceUnavailable(f"{call}: {what}", method=call.method, path=call.path, sent=sent)
-        raise _Repeat(failure) if call.repeatable or not sent else failure
+        may_repeat = isinstance(failure, ServiceUnavailable) and (call.repeatable or not failure.sent)
+        raise _Repeat(failure) if isinstance(failure, ServiceUnavailable) and may_repeat else failure
+
+    def _not_connected(self, call: Call, error: httpx.TransportError) -> RequestFailed:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            return RequestFailed(
+                f"{call}: the certificate of {self.base_url} is not trusted ({_cause(error)}). Nothing was sent. If "
+                "the site has a certificate authority of its own, give its certificates.",
+                method=call.method,
+                path=call.path,
+            )
+        return ServiceUnavailable(
+            f"{call}: no connection to {self.base_url} ({_cause(error)}). Nothing was sent. Check the URL and the "
+            "network.",
+            method=call.method,
+            path=call.path,
+            sent=False,
+        )
 
     def _client(self) -> httpx.AsyncClient:
         return http_client(self._account, self._loopback, self._tls)

@@ -32,6 +32,9 @@ from prefect_mantik.sites.base import Site
 from prefect_mantik.sites.opening import AnySite, remember, site_of
 from prefect_mantik.waiting.poller import wait_until_ended
 
+LOG_LIMIT = 16 * 2**20
+"""Bytes of a log that are fetched at once: its end."""
+
 LOG_TAIL = 2_000
 """Characters of a failed run's log that its result shows."""
 
@@ -279,9 +282,10 @@ async def cancel(handle: RunHandle) -> None:
 
 
 async def log(handle: RunHandle) -> str:
-    """The log of a run so far."""
-    data, _ = await (await site_of(handle)).read_log(handle)
-    return without_tokens(data.decode(errors="replace"))
+    """The log of a run so far, or its end where it is very long."""
+    data, end = await (await site_of(handle)).read_log(handle, -LOG_LIMIT)
+    cut = f"[the first {end - len(data)} bytes are left out]\n" if end > len(data) else ""
+    return cut + without_tokens(data.decode(errors="replace"))
 
 
 async def _result(handle: RunHandle) -> RunResult:

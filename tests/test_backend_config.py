@@ -14,8 +14,10 @@ import yaml
 from prefect_mantik.backend_config import (
     backend_kind,
     check_backend_config,
+    inspect_backend_config,
     parse_backend_config,
     site_label,
+    training_script,
     with_variables,
 )
 from prefect_mantik.errors import BackendConfigInvalid
@@ -118,13 +120,6 @@ WRONG = [
     ("unicore", "Environment.Apptainer.Type", "Remote", "absolute"),
     ("unicore", "Environment.Apptainer.Options", {"nv": True}, "a text or a list"),
     ("unicore", "Environment.Modules", ["CUDA", 12], "a list"),
-    ("unicore", "Environment.Modules", ["CUDA;"], "holds a ;"),
-    ("unicore", "Environment.Modules", ["module load CUDA"], '"module load" is put before'),
-    ("unicore", "Environment.Apptainer.Path", "image.sif; ls", "holds a ;"),
-    ("unicore", "Environment.Apptainer.Options", ["--nv; ls"], "options only"),
-    ("firecrest", "Environment.Python", "/users/ada/venv/bin/activate", "/bin/activate is put behind it"),
-    ("firecrest", "Environment.Python", "/users/ada/venv/bin/", "/bin/activate is put behind it"),
-    ("firecrest", "Environment.Python", "/users/ada/venv;", "holds a ;"),
     ("unicore", "Exclude", [1], "a list"),
     ("unicore", "Environment.PreRunCommandOnComputeNode", ["ls \\"], "backslash"),
     ("unicore", "Environment.PreRunCommandOnComputeNode", [";\n"], "a text or a list"),
@@ -357,3 +352,39 @@ def test_memory(given: Any, kibibytes: int | None) -> None:
 def test_line_ends_and_semicolons_at_the_end_of_a_command_are_taken_off(written: str, runs: str) -> None:
     parsed = parse_backend_config(config() | {"Environment": {"PreRunCommandOnComputeNode": written}})
     assert parsed.environment.before_on_compute_node == (runs,)
+
+
+LIKELY_WRONG = [
+    ("unicore", "Environment.Modules", ["CUDA;"], "holds a ;"),
+    ("unicore", "Environment.Modules", ["module load CUDA"], '"module load" is put before'),
+    ("unicore", "Environment.Apptainer.Path", "image.sif; ls", "holds a ;"),
+    ("unicore", "Environment.Apptainer.Options", ["--nv; ls"], "options only"),
+    ("firecrest", "Environment.Python", "/users/ada/venv/bin/activate", "/bin/activate is put behind it"),
+    ("firecrest", "Environment.Python", "/users/ada/venv/bin/", "/bin/activate is put behind it"),
+    ("firecrest", "Environment.Python", "/users/ada/venv;", "holds a ;"),
+]
+
+
+@pytest.mark.parametrize(("kind", "path", "value", "said"), LIKELY_WRONG)
+def test_what_is_most_likely_wrong_is_advice_and_no_reason_to_refuse(
+    kind: str, path: str, value: Any, said: str
+) -> None:
+    """Version 0.1 took these: a saved site must load, if only to cancel what runs there."""
+    given = config(kind)
+    environment = given.setdefault("Environment", {})
+    if "Apptainer" in path:
+        environment.setdefault("Apptainer", {"Path": "image.sif"})
+        environment.pop("Python", None)
+    put(given, path, value)
+    check_backend_config(given)
+    found = [finding for finding in inspect_backend_config(given) if finding.path.startswith(path)]
+    assert [finding.severity for finding in found] == ["advice"]
+    assert said in found[0].message
+
+
+@pytest.mark.parametrize("python", ["/users/ada/venv", "/users/ada/venv/bin/activate", "/users/ada/venv/bin/python3"])
+def test_a_virtual_environment_is_activated_however_it_is_named(python: str) -> None:
+    given = config("unicore")
+    given["Environment"] = {"Python": python}
+    script = training_script(parse_backend_config(given), command="true", variables={})
+    assert 'source "/users/ada/venv/bin/activate"' in script

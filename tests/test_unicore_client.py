@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 
 from prefect_mantik import UnicoreCredentials, UnicoreSite
-from prefect_mantik.errors import ConfigurationError, LoginRefused, RequestFailed, ServiceUnavailable
+from prefect_mantik.errors import ConfigurationError, LoginRefused, NotFound, RequestFailed, ServiceUnavailable
 from prefect_mantik.loop import acall
 from prefect_mantik.runs import RunHandle, RunState
 from prefect_mantik.sites.unicore.site import DirectUnicoreSite
@@ -275,7 +275,8 @@ async def test_long_lists_are_read_page_by_page_without_the_servers_own_link(ser
     def page(asked: Asked) -> Answer:
         assert asked.query["tags"] == "one,two"
         offset, num = int(asked.query["offset"]), int(asked.query["num"])
-        return Answer(json={"jobs": urls[offset : offset + num], "_links": {"next": {"href": f"{server.url}/wrong"}}})
+        wrong = {"next": {"href": f"{server.url}/wrong"}} if offset + num < len(urls) else {}
+        return Answer(json={"jobs": urls[offset : offset + num], "_links": wrong})
 
     server.on("GET", "/jobs", page)
     assert await acall(server.client().jobs, "one", "two") == [str(number) for number in range(450)]
@@ -449,6 +450,17 @@ async def test_a_file_operation_that_fails_in_the_sites_own_words_is_not_repeate
     for call, arguments in ((store.write, ("/a", b"x")), (store.mkdir, ("/a",)), (store.remove, ("/a",))):
         with pytest.raises(RequestFailed, match="Disk quota exceeded"):
             await asyncio.wait_for(acall(call, *arguments), 5)
+
+
+async def test_a_job_without_a_directory_has_no_file_whatever_the_server_says(server: Server) -> None:
+    """It says 500 for that, which else is worth another try."""
+    words = "Error listing '/': java.lang.NullPointerException (no further message available)"
+    server.on("GET", "/storages/7-uspace/files*", Answer(500, json={"errorMessage": words, "status": 500}))
+    site = _open(server)
+    with pytest.raises(NotFound):
+        await acall(site.store(_handle("7")).list, "/")
+    assert await acall(site.read_log, _handle("7"), 5) == (b"", 5)
+    assert len([asked for asked in server.asked if asked.path]) == 2
 
 
 async def test_permissions_that_were_not_set_are_an_error_though_the_server_answers_200(server: Server) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from prefect_mantik.runs import Reason, RunState, RunStatus
-from prefect_mantik.sites.unicore.states import CANCELLED_TAG, REASONS, STATES, is_end, run_status
+from prefect_mantik.sites.unicore.states import BATCH_STATES, CANCELLED_TAG, REASONS, STATES, is_end, run_status
 from prefect_mantik.unicore import JobProperties
 
 NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -56,11 +56,18 @@ def test_a_word_that_nobody_knows_is_no_end(word: str) -> None:
 
 WHY = [
     (Reason.TIME_LIMIT, {"details": '{"JobState": "TIMEOUT", "TimeLimit": "300"}', "statusMessage": NOT_NORMAL}),
-    (Reason.TIME_LIMIT, {"log": ["Fri: Job exceeded its time limit."]}),
+    (Reason.TIME_LIMIT, {"details": "=>> PBS: job killed: walltime 3610 exceeded limit 3600", "exitCode": "271"}),
     (Reason.TIME_LIMIT, {"details": "slurmstepd: *** CANCELLED AT 2026 DUE TO TIME LIMIT TIMEOUT ***"}),
     (Reason.OUT_OF_MEMORY, {"details": '{"JobState": "OUT_OF_MEMORY"}'}),
     (Reason.OUT_OF_MEMORY, {"log": ["slurmstepd: error: Detected 1 oom-kill event(s) in step 1.batch"]}),
-    (Reason.OUT_OF_MEMORY, {"statusMessage": "out of memory"}),
+    (Reason.TIME_LIMIT, {"details": "slurmstepd: error: *** JOB 7 ON n1 CANCELLED AT 10:00 DUE TO TIME LIMIT ***"}),
+    (Reason.PREEMPTED, {"details": "slurmstepd: error: *** JOB 7 ON n1 CANCELLED AT 10:00 DUE TO PREEMPTION ***"}),
+    (Reason.NODE_FAIL, {"details": "slurmstepd: error: *** JOB 7 ON n1 CANCELLED AT 10:00 DUE TO NODE FAILURE ***"}),
+    (Reason.CANCELLED_BY_OTHER, {"details": "slurmstepd: error: *** JOB 7 ON n1 CANCELLED AT 2026-11-22T10:00 ***"}),
+    (Reason.EXIT_CODE, {"details": "Resource_List.walltime = 01:00:00\nExit_status = 1", "exitCode": "1"}),
+    (Reason.EXIT_CODE, {"statusMessage": "exit code: <1>. See '/p/OOM-kill-study/x/'", "exitCode": "1"}),
+    (Reason.EXIT_CODE, {"log": ["Fri: Submission to batch system failed, trying again"], "exitCode": "1"}),
+    (Reason.EXIT_CODE, {"details": "Max. walltime here is 24h, jobs in preemption are charged half", "exitCode": "1"}),
     (Reason.NODE_FAIL, {"details": '{"JobState": "NODE_FAIL"}'}),
     (Reason.NODE_FAIL, {"details": "JobState=BOOT_FAIL Reason=None"}),
     (Reason.PREEMPTED, {"details": "JobState=PREEMPTED Reason=Resources"}),
@@ -88,7 +95,13 @@ def test_why_a_job_failed(reason: Reason, answer: dict[str, Any]) -> None:
 
 
 def test_each_reason_has_a_test() -> None:
-    assert {reason for reason, _ in REASONS} <= {reason for reason, _ in WHY}
+    assert {reason for reason, _ in REASONS} | set(BATCH_STATES.values()) <= {reason for reason, _ in WHY}
+
+
+def test_success_with_an_exit_code_is_a_failure() -> None:
+    """A job may ask the site to ignore it."""
+    found = told(status="SUCCESSFUL", exitCode="3")
+    assert (found.state, found.reason, found.exit_code) == (RunState.FAILED, Reason.EXIT_CODE, 3)
 
 
 @pytest.mark.parametrize(

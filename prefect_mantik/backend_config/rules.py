@@ -54,8 +54,9 @@ def text_list(value: Any) -> list[Any]:
 
 
 def python_path(value: Any) -> Any:
-    """The path of a virtual environment, given as a text or as an object with the key `Path`."""
-    return value["Path"] if isinstance(value, Mapping) else value
+    """The directory of a virtual environment, given as a text or as an object with the key `Path`."""
+    path = value["Path"] if isinstance(value, Mapping) else value
+    return re.sub(_IN_VENV, "", path) if isinstance(path, str) else path
 
 
 def variable_texts(value: Mapping[str, Any]) -> dict[str, str]:
@@ -125,22 +126,28 @@ def can_be_written(text: str, but: str = "") -> bool:
     return re.search(rf"[\0\ud800-\udfff{but}]", text) is None
 
 
+_IN_VENV = r"/bin(/(activate|python[0-9.]*))?/?$"
+
+
 # --- Rules with more to say -----------------------------------------------------------------------------------------
 
 
 def _no_shell_signs(path: str, value: Any) -> Iterable[ConfigFinding]:
     if any(re.search(r"[;&|<>`()\"']", item) for item in _listed(value)):
-        yield ConfigFinding(path, "holds a ; or another sign that a shell would act on: names and paths have none")
+        message = "holds a ; or another sign that a shell would act on: names and paths have none"
+        yield ConfigFinding(path, message, severity="advice")
 
 
 def _no_module_command(path: str, value: Any) -> Iterable[ConfigFinding]:
     if any(re.match(r"(module|ml)\s", item.strip()) for item in _listed(value)):
-        yield ConfigFinding(path, 'must name modules only: "module load" is put before them')
+        message = 'should name modules only: "module load" is put before them'
+        yield ConfigFinding(path, message, severity="advice")
 
 
 def _options_only(path: str, value: Any) -> Iterable[ConfigFinding]:
     if any(re.search(r"[;&|\n]", item) for item in command_list(value)):
-        yield ConfigFinding(path, "must hold options only, on one line: a ; & or | would end them")
+        message = "should hold options only, on one line: a ; & or | would end them"
+        yield ConfigFinding(path, message, severity="advice")
 
 
 def _venv(path: str, value: Any) -> Iterable[ConfigFinding]:
@@ -152,8 +159,9 @@ def _venv(path: str, value: Any) -> Iterable[ConfigFinding]:
         path, value = below(path, "Path"), value["Path"]
     if not is_text(value) or not value.startswith("/"):
         yield ConfigFinding(path, "must be the absolute path of a virtual environment at the site")
-    elif re.search(r"/bin(/(activate|python[0-9.]*))?/?$", value):
-        yield ConfigFinding(path, "must be the directory of the virtual environment: /bin/activate is put behind it")
+    elif re.search(_IN_VENV, value):
+        message = "should be the directory of the virtual environment: /bin/activate is put behind it"
+        yield ConfigFinding(path, message, severity="advice")
     else:
         yield from _no_shell_signs(path, value)
 

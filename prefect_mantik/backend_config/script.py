@@ -134,11 +134,13 @@ def _stands_alone(line: str) -> bool:
 
 def _execution(config: BackendConfig, command: str) -> Iterator[str]:
     environment = config.environment
+    if environment.python:
+        yield f"source {_double_quoted(environment.python.rstrip('/') + '/bin/activate')}"
+    # Last, as profiles, modules and commands may have set them: MLflow prefers them to the token.
+    yield "unset MLFLOW_TRACKING_USERNAME MLFLOW_TRACKING_PASSWORD"
     if environment.apptainer:
         # One word to srun, so that the whole of `a && b > c` runs in the container, once for each task.
         words = ["srun apptainer run", *environment.apptainer.options, _double_quoted(environment.apptainer.image)]
         yield " ".join([*words, "bash -c", shlex.quote(command)])
         return
-    if environment.python:
-        yield f"source {_double_quoted(environment.python.rstrip('/') + '/bin/activate')}"
     yield command

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import builtins
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from datetime import datetime, timezone
 from enum import Enum
 from typing import ClassVar, Protocol
@@ -15,7 +15,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
 
-from prefect_mantik.errors import LoginRefused, NotSupported, RequestFailed
+from prefect_mantik.errors import ConfigurationError, LoginRefused, NotSupported, RequestFailed
 from prefect_mantik.runs import IfEnded, Reason, RunHandle, RunKey, RunSpec, RunState, RunStatus, SiteKind
 from prefect_mantik.sites import submission
 from prefect_mantik.sites.store import Store
@@ -181,10 +181,11 @@ class Site(ABC):
         """The status of each run. What could not be asked is UNKNOWN (PAUSED where the login was refused): no end."""
         try:
             return await self._ask(handles)
-        except RequestFailed as error:
+        except (RequestFailed, ConfigurationError) as error:  # also what is being mended now, such as a token file
+            login = isinstance(error, LoginRefused | ConfigurationError)
             status = RunStatus(
                 state=RunState.UNKNOWN,
-                reason=Reason.PAUSED if isinstance(error, LoginRefused) else None,
+                reason=Reason.PAUSED if login else None,
                 site_word=str(error),
                 observed_at=datetime.now(timezone.utc),
             )
@@ -193,6 +194,17 @@ class Site(ABC):
     @abstractmethod
     async def _ask(self, handles: Sequence[RunHandle]) -> dict[RunHandle, RunStatus]:
         """Ask the site, in as few calls as it allows. A run that is missing from a list is not finished."""
+
+    async def tend(self, statuses: Mapping[RunHandle, RunStatus]) -> float | None:
+        """Help runs along that somebody waits for. Never needed: whoever only asks, or cancels, does not call it.
+
+        Args:
+            statuses: What was just asked.
+
+        Returns:
+            Seconds after which it should be called again; None: whenever they are asked next.
+        """
+        return None
 
     @abstractmethod
     async def cancel(self, handle: RunHandle) -> None:

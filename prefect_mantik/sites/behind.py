@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefect_mantik.credentials import MantikConnection
-from prefect_mantik.errors import ConfigurationError, LoginRefused, NotFound, RequestFailed
+from prefect_mantik.errors import ConfigurationError, LoginRefused, RequestFailed
 from prefect_mantik.log import run_logger
+from prefect_mantik.loop import per_process
 from prefect_mantik.runs import Reason, RunHandle, RunState, RunStatus
 from prefect_mantik.sites.unicore.jobs import UnicoreJobs
 from prefect_mantik.sites.unicore.login import credential_of
@@ -32,68 +33,84 @@ class JobsBehind:
     """
 
     def __init__(self, api_url: str, connection: MantikConnection, name: str) -> None:
-        self.name = name
+        self.name, self.trouble = name, ""
         self._client: UnicoreClient = unicore_client(api_url, credential_of(connection))
         self._jobs = UnicoreJobs(self._client)
-        self._names: dict[str, tuple[str, str]] = {}
-        self._looking = asyncio.Lock()
-        self._trouble = ""
+        self._names, self._looking = _names_at(self._client)
 
     async def statuses(self, handles: Sequence[RunHandle]) -> dict[RunHandle, RunStatus]:
         """The statuses of those runs whose jobs the site shows; trouble is said once, and leaves runs out."""
         try:
+            if any(self._known(handle) is None for handle in handles):
+                await self._look()
             found = await asyncio.gather(*(self._status(handle) for handle in handles))
         except (RequestFailed, ConfigurationError) as error:
             self._say(error)
             return {}
+        self.trouble = ""
         return {handle: status for handle, status in zip(handles, found, strict=True) if status}
 
     async def _status(self, handle: RunHandle) -> RunStatus | None:
-        job = await self.job_of(handle)
+        job = self._known(handle)
         if job is None:
             return None
         try:
             return await self._jobs.status(job)
-        except NotFound:
+        except LoginRefused:
+            raise
+        except RequestFailed as error:  # one that is gone, or cannot be asked now, says nothing of the others
+            run_logger().debug("%s at %s: %s", handle.describe(), self.name, error)
             return None
 
     def _say(self, error: Exception) -> None:
-        if str(error) != self._trouble:
-            self._trouble = str(error)
+        if str(error) != self.trouble:
+            self.trouble = str(error)
             run_logger().warning("%s is asked through MLflow only: %s", self.name, error)
 
     async def cancel(self, handle: RunHandle) -> bool:
-        """Abort the job of a run; False where the site shows none."""
-        job = await self.job_of(handle)
-        if job is not None:
-            await self._jobs.cancel(job)
+        """Abort the job of a run; False where the site shows none, or cannot be asked (`trouble` tells)."""
+        try:
+            job = await self._job_of(handle)
+            if job is not None:
+                await self._jobs.cancel(job)
+        except (RequestFailed, ConfigurationError) as error:
+            self._say(error)
+            return False
         return job is not None
 
     async def read_log(self, handle: RunHandle, offset: int) -> tuple[bytes, int] | None:
-        """What is new in the log of a run; None where the site shows no job of it."""
-        job = await self.job_of(handle)
-        return await self._jobs.read_log(job, offset) if job else None
+        """What is new in the log of a run; None where the site shows no job of it, or cannot be asked."""
+        try:
+            job = await self._job_of(handle)
+            return await self._jobs.read_log(job, offset) if job else None
+        except (RequestFailed, ConfigurationError) as error:
+            self._say(error)
+            return None
 
-    async def job_of(self, handle: RunHandle) -> str | None:
-        """The id of a run's job. The description of each job is read once: its tags say nothing of the run.
+    async def log_in(self) -> None:
+        """Log in at the site; raises what a login raises."""
+        await self._client.who()
 
-        Raises:
-            LoginRefused: The Connection's login is refused there, now or before.
-            RequestFailed: The site cannot be asked.
-        """
-        wanted = (f"{handle.site_key}-{handle.attempt}", handle.mlflow_run_id)
+    async def _job_of(self, handle: RunHandle) -> str | None:
+        if self._known(handle) is None:
+            await self._look()
+        return self._known(handle)
+
+    async def _look(self) -> None:
+        """Read the description of each job once: a job's tags say nothing of the platform's run."""
         async with self._looking:
-            if found := self._known(wanted):
-                return found
             new = [job for job in await self._client.jobs() if job not in self._names]
             if len(new) > _MANY:
                 run_logger().info("Looking through %d jobs at %s for the platform's.", len(new), self.name)
             await asyncio.gather(*(self._learn(job) for job in new))
-            return self._known(wanted)
 
-    def _known(self, wanted: tuple[str, str | None]) -> str | None:
-        key, run = wanted
-        return next((job for job, names in self._names.items() if key == names[0] or (run and run == names[1])), None)
+    def _known(self, handle: RunHandle) -> str | None:
+        """The job that shows the run's own id; one that shows none is known by the run's key."""
+        key = f"{handle.site_key}-{handle.attempt}"
+        for job, (job_key, run) in self._names.items():
+            if (run == handle.mlflow_run_id) if run else (job_key == key):
+                return job
+        return None
 
     async def _learn(self, job: str) -> None:
         try:
@@ -103,6 +120,12 @@ class JobsBehind:
         except RequestFailed:
             return  # removed meanwhile, or asked again next time
         self._names[job] = str(given.get("MANTIK_RUN_KEY", "")), str(given.get("MLFLOW_RUN_ID", ""))
+
+
+@per_process
+def _names_at(client: UnicoreClient) -> tuple[dict[str, tuple[str, str]], asyncio.Lock]:
+    """What is known of the jobs of an account: run key and MLflow run id of each. It does not change."""
+    return {}, asyncio.Lock()
 
 
 def _variables(environment: Any) -> Mapping[str, Any]:

@@ -1,40 +1,37 @@
-"""What all sites that are reached directly share: the MLflow run, the script's first lines, the tracking token.
+"""What all sites that are reached directly share: the code, the script's first lines, the tracking token.
 
-On these roads nobody but us makes the MLflow run of a job, tells the job about it, and closes it if the job dies. The
-job's token for the tracking server is not in its description, which others may read: it lies in a file of the run
-directory and is kept fresh for as long as the job waits.
+On these roads nobody but us fetches the code of a run, and tells its job what the platform would. The job's token for
+the tracking server is not in its description, which others may read: it lies in a file of the run directory and is kept
+fresh for as long as the job waits.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator
+
 from pydantic import SecretStr
 
-from prefect_mantik.backend_config import BackendConfig
-from prefect_mantik.credentials import MantikCredentials, MantikProject
-from prefect_mantik.documents import aload_block, reference
-from prefect_mantik.errors import ConfigurationError, KeyInUse, RequestFailed
-from prefect_mantik.log import run_logger
+from prefect_mantik.backend_config import parse_backend_config
+from prefect_mantik.backend_config.unicore import LOG, SITE_LOG
+from prefect_mantik.credentials import MantikProject
+from prefect_mantik.errors import ConfigurationError, NotFound, RequestFailed
 from prefect_mantik.mlproject import entry_command, parse_mlproject
 from prefect_mantik.platform import LastingToken
+from prefect_mantik.platform.schemas import CodeRepositoryAnswer
 from prefect_mantik.runs import (
     CodeDirectory,
     CodeRepository,
     GitCode,
-    RunHandle,
     RunKey,
     RunSpec,
-    RunState,
-    RunStatus,
 )
-from prefect_mantik.sites.base import Site
-from prefect_mantik.sites.tracked import CANCELLED_TAG, KEY_TAG, RECORD_TAG, RECORDED, identity_of, run_name
-from prefect_mantik.staging import StagedCode
-from prefect_mantik.tracking import TrackedRun, TrackingClient
+from prefect_mantik.staging import StagedCode, stage
+from prefect_mantik.tracking import TrackedRun
 
 CODE = "mantik-code.tar.gz"
 TOKEN_FILE = "mantik-token"  # noqa: S105  # its name
-LOG = "mantik.log"
-RESERVED = frozenset({CODE, TOKEN_FILE, LOG, "mantik.err", "mantik.sh", "mantik-before.sh", "mantik-after.sh"})
+RESERVED = frozenset({CODE, TOKEN_FILE, LOG, SITE_LOG, "mantik.sh", "mantik-before.sh", "mantik-after.sh"})
 """What the run directory holds besides the code."""
 
 UNPACK = f"""\
@@ -115,90 +112,55 @@ def _version(code: CodeRepository) -> str:
     return code.commit or code.branch or ""
 
 
-async def resolve_code(spec: RunSpec, project: MantikProject) -> tuple[GitCode | CodeDirectory, SecretStr | None]:
+@contextlib.asynccontextmanager
+async def staged_code(spec: RunSpec, project: MantikProject, commit: str | None) -> AsyncIterator[StagedCode]:
+    """Fetch and pack the code of a run.
+
+    Args:
+        spec: Names the code.
+        project: Whose code repository it may be in.
+        commit: Take this one instead of the spec's branch, which may have moved.
+    """
+    code, token = await _resolved(spec, project)
+    if commit and isinstance(code, GitCode):
+        code = GitCode(url=code.url, ref=commit)
+    config = parse_backend_config(spec.backend_config)
+    image = config.environment.apptainer
+    async with stage(
+        code,
+        mlproject_path=spec.mlproject_path,
+        exclude=config.exclude,
+        image=image.path if image and image.type == "local" else None,
+        token=token,
+    ) as staged:
+        yield staged
+
+
+async def _resolved(spec: RunSpec, project: MantikProject) -> tuple[GitCode | CodeDirectory, SecretStr | None]:
     """Where the code of a run is; for a private repository of the platform also its token, kept in memory only."""
     if not isinstance(spec.code, CodeRepository):
         return spec.code, None
     platform = project.credentials.get_client()
-    found = await platform.code_repository(spec.project_id, spec.code.repository_id)
-    token = (await platform.connection(found.connection_id)).token if found.connection_id else None
-    return GitCode(url=found.uri, ref=_version(spec.code)), token
-
-
-def local_image(config: BackendConfig) -> str | None:
-    """The container image that is sent along, from the directory of the MLproject; None where there is none."""
-    image = config.environment.apptainer
-    return image.path if image and image.type == "local" else None
-
-
-# --- The MLflow run -------------------------------------------------------------------------------------------------
-
-
-async def open_mlflow_run(project: MantikProject, spec: RunSpec, key: RunKey, attempt: int, site: Site) -> TrackedRun:
-    """The MLflow run of an attempt: the one that bears its key, or a new one.
-
-    Raises:
-        KeyInUse: It belongs to a run at another site.
-    """
-    tracking = project.credentials.tracking_client()
-    experiment = await project.credentials.get_client().experiment(spec.project_id, spec.experiment_repository_id)
-    for run in await tracking.runs_tagged(KEY_TAG, key.site_key, [experiment.mlflow_experiment_id]):
-        found = identity_of(run)
-        if int(found.get("attempt", 0)) != attempt:
-            continue
-        if (found.get("kind", "mantik"), found.get("site_name")) != (site.kind, site.name):
-            raise KeyInUse(
-                f"Key '{key.name}' belongs to a run at {found.get('site_name', 'another site')} "
-                f"({tracking.run_link(run.experiment_id, run.run_id)}), not at {site.name}. Use another key."
-            )
-        if not run.deleted:  # in the UI: such a run takes no more
-            return run
-    record = RunHandle(
-        site=site.reference,
-        site_name=site.name,
-        kind=site.kind,
-        remote_id="",
-        site_key=key.site_key,
-        attempt=attempt,
-        name=key.slug,
-        spec_digest=spec.digest[:8],
-        platform_project_id=spec.project_id,
-    )
-    tags = {KEY_TAG: key.site_key, RECORD_TAG: record.model_dump_json(include=RECORDED, exclude_none=True)}
-    return await tracking.create_run(experiment.mlflow_experiment_id, run_name(key, attempt, spec), tags)
-
-
-async def close_mlflow_run(tracking: TrackingClient, handle: RunHandle, status: RunStatus) -> None:
-    """Close the MLflow run of a job that ended without doing so itself. A help, not a need: never raises."""
-    if handle.mlflow_run_id is None or not status.state.is_end:
-        return
-    word = {RunState.FINISHED: "FINISHED", RunState.KILLED: "KILLED"}.get(status.state, "FAILED")
     try:
-        run = await tracking.run(handle.mlflow_run_id)
-        if run is None or run.deleted or run.status in ("FAILED", "KILLED", word):
-            return
-        if run.status == "FINISHED" and word != "FINISHED":
-            run_logger().warning(
-                "%s logged that it finished, and then its job ended %s.", handle.describe(), status.describe()
-            )
-            return
-        if run.status == "SCHEDULED" and word == "FINISHED":
-            run_logger().warning(
-                "%s finished without logging to MLflow. Where it had no valid token, its metrics are in mlruns/ of its "
-                "run directory.",
-                handle.describe(),
-            )
-        await tracking.set_status(handle.mlflow_run_id, word, status.ended_at or status.observed_at)
-        if word == "KILLED":
-            await tracking.set_tags(handle.mlflow_run_id, {CANCELLED_TAG: "true"})
-    except RequestFailed as error:
-        run_logger().warning("The MLflow run of %s was not closed as %s. %s", handle.describe(), word, error)
+        found = await platform.code_repository(spec.project_id, spec.code.repository_id)
+    except NotFound as error:
+        raise ConfigurationError(
+            f"Project {spec.project_id} has no code repository {spec.code.repository_id} ({error.detail}). Check the "
+            "MantikProject block."
+        ) from None
+    return GitCode(url=found.uri, ref=_version(spec.code)), await _git_token(project, found)
 
 
-async def tracking_of(handle: RunHandle, project: MantikProject | None) -> TrackingClient | None:
-    """The tracking server of a run, as the account that submitted it; None where that is not known here."""
-    if project is not None and handle.account in (None, reference(project.credentials)):
-        return project.credentials.tracking_client()
-    if handle.account is None:
+async def _git_token(project: MantikProject, repository: CodeRepositoryAnswer) -> SecretStr | None:
+    if repository.connection_id is None:
         return None
-    return (await aload_block(MantikCredentials, handle.account)).tracking_client()
+    try:
+        found = await project.credentials.get_client().connection(repository.connection_id)
+    except RequestFailed as error:
+        if error.status not in (403, 404):
+            raise
+        raise ConfigurationError(
+            f"The code repository {repository.uri} is private, and its Connection is none of "
+            f"{project.credentials.username!r}'s ({error.detail}): who submits needs one of their own for it."
+        ) from None
+    return found.token or found.password

@@ -8,7 +8,7 @@ again by its name, which holds the site key; its state is the MLflow run's. What
 from __future__ import annotations
 
 import builtins
-from collections.abc import Hashable, Sequence
+from collections.abc import Awaitable, Hashable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any, ClassVar
 from uuid import UUID
@@ -19,14 +19,14 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator
 from prefect_mantik.backend_config import backend_kind, check_backend_config, site_label, with_variables
 from prefect_mantik.credentials import DOCUMENTATION, LOGO, MantikConnection, MantikCredentials, MantikProject
 from prefect_mantik.documents import reference
-from prefect_mantik.errors import ConfigurationError, KeyInUse, NotFound, NotSupported, RequestFailed
+from prefect_mantik.errors import ConfigurationError, KeyInUse, MantikError, NotFound, NotSupported, RequestFailed
 from prefect_mantik.log import run_logger
 from prefect_mantik.platform.schemas import submit_body
 from prefect_mantik.runs import CodeRepository, RunHandle, RunKey, RunSpec, RunState, RunStatus, SiteKind
 from prefect_mantik.sites.base import OUR_PREFIX, Capability, Finding, Site, not_found
 from prefect_mantik.sites.behind import JobsBehind, fresher
 from prefect_mantik.sites.diagnosis import Diagnosis
-from prefect_mantik.sites.direct import close_mlflow_run
+from prefect_mantik.sites.mlflow_runs import close_mlflow_run
 from prefect_mantik.sites.tracked import (
     CANCELLED_TAG,
     KEY_TAG,
@@ -225,29 +225,37 @@ class PlatformSite(Site):
             return tracked
         open_runs = [handle for handle, status in tracked.items() if status.state is not RunState.FINISHED]
         at_site = await self._behind.statuses(open_runs)
-        statuses = {handle: fresher(status, at_site.get(handle)) for handle, status in tracked.items()}
-        for handle, status in statuses.items():
-            if status.state.is_end and not tracked[handle].state.is_end:
+        return {handle: fresher(status, at_site.get(handle)) for handle, status in tracked.items()}
+
+    async def tend(self, statuses: Mapping[RunHandle, RunStatus]) -> float | None:
+        """Close the MLflow run of a job that the site says has ended. See `Site.tend`."""
+        if self._behind:
+            for handle, status in statuses.items():
                 await close_mlflow_run(self._tracking, handle, status)
-        return statuses
+        return None
 
     async def cancel(self, handle: RunHandle) -> None:
         """Cancel at the site itself, or through the platform where it has a path for that. See `Site.cancel`."""
         if (await self.poll([handle]))[handle].state.is_end:
             return
         await self._mark_cancelled(handle, "true")
+        if self._behind and await self._behind.cancel(handle):
+            return
         try:
-            if not (self._behind and await self._behind.cancel(handle)):
-                project_id, run_id = await self._platform_ids(handle)
-                await self._platform.cancel_run(project_id, run_id)
+            project_id, run_id = await self._platform_ids(handle)
+            await self._platform.cancel_run(project_id, run_id)
         except NotSupported as error:
             await self._mark_cancelled(handle, "")
             raise NotSupported(
-                f"{handle.describe()} was not cancelled. {error} What can cancel it: {_REACH_IT}."
+                f"{handle.describe()} was not cancelled. {error}{self._why_not_there()} What can cancel it: "
+                f"{_REACH_IT}."
             ) from None
-        except RequestFailed:
+        except MantikError:
             await self._mark_cancelled(handle, "")
             raise
+
+    def _why_not_there(self) -> str:
+        return f" Nor at the site itself: {self._behind.trouble}" if self._behind and self._behind.trouble else ""
 
     async def _mark_cancelled(self, handle: RunHandle, value: str) -> None:
         """Say in a tag that it was us: a run that we cancelled is never submitted again. Cancelling goes on without."""
@@ -265,17 +273,20 @@ class PlatformSite(Site):
             text = (await self._platform.run_logs(project_id, run_id)).encode()
         except NotSupported as error:
             raise NotSupported(
-                f"The log of {handle.describe()} was not read. {error} What shows it: {_REACH_IT}."
+                f"The log of {handle.describe()} was not read. {error}{self._why_not_there()} "
+                f"What shows it: {_REACH_IT}."
             ) from None
         return text[offset:], max(offset, len(text))
 
     async def check(self) -> builtins.list[Finding]:
         """Log in, get the Connection, search the experiment. See `Site.check`."""
-        steps = {
+        steps: dict[str, Awaitable[Any]] = {
             "log in to the platform": self._platform.tokens.login(),
             "get the Connection": self._diagnosis.check_connection(),
             "search the experiment": self.list(),
         }
+        if self._behind:
+            steps["log in at the site itself, for fresh states, logs and cancelling"] = self._behind.log_in()
         findings = []
         for what, step in steps.items():
             try:
@@ -305,7 +316,7 @@ class PlatformSite(Site):
         """A key that was used for a run sent to a site directly would otherwise be submitted twice."""
         for run in runs:
             told = identity_of(run)
-            if told.get("kind", self.kind) != self.kind:
+            if told.get("kind", self.kind) != self.kind and run.status not in ("FAILED", "KILLED"):
                 raise KeyInUse(
                     f"Key '{key.name}' belongs to a run that was sent to {told.get('site_name')} directly "
                     f"({self._tracking.run_link(run.experiment_id, run.run_id)}). Use another key."

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from prefect_mantik.credentials import MantikCredentials, MantikProject
+from prefect_mantik.credentials import MantikProject
 from prefect_mantik.documents import aload_block
 from prefect_mantik.errors import NotSupported
 from prefect_mantik.log import run_logger
 from prefect_mantik.loop import per_process
 from prefect_mantik.runs import RunHandle
+from prefect_mantik.sites import mlflow_runs
 from prefect_mantik.sites.base import Site
 from prefect_mantik.sites.mantik import MantikSite
 from prefect_mantik.sites.unicore.block import UnicoreSite
@@ -66,9 +67,10 @@ async def tracking_of(handle: RunHandle) -> TrackingClient:
     """The tracking server of a run, as the account that submitted it."""
     if handle in _made_in_code():
         return _made_in_code()[handle][1]
-    if handle.account is None:
+    found = await mlflow_runs.tracking_of(handle, None)
+    if found is None:
         raise _unreachable(handle, "account")
-    return (await aload_block(MantikCredentials, handle.account)).tracking_client()
+    return found
 
 
 def _unreachable(handle: RunHandle, what: str) -> NotSupported:

@@ -99,7 +99,9 @@ async def _decide(
     done = [handle for handle in found if statuses[handle].state is RunState.FINISHED]
     latest = max(found, key=lambda handle: handle.attempt)
     if live or done:
-        taken = (live or done)[0]
+        taken = (done or live)[0]
+        if done and live:
+            await _end_leftovers(site, key, taken, live)
         _same_description(spec, key, taken, shared)
         _say_found(taken, statuses[taken])
         return taken, taken.attempt
@@ -116,7 +118,7 @@ async def _post_and_find(site: Site, spec: RunSpec, key: RunKey, attempt: int, l
     for number in range(1, MAX_POSTS + 1):
         try:
             receipt = await _post(site, spec, key, attempt)
-        except (SubmitRefused, ConfigurationError) as error:
+        except (SubmitRefused, KeyInUse, ConfigurationError) as error:
             if number == 1:
                 await ledger.close(key)
                 raise
@@ -222,6 +224,22 @@ async def _live(
             raise _duplicates(site, key, live)
         live = [await _end_duplicates(site, key, live)]
     return statuses, live
+
+
+async def _end_leftovers(site: Site, key: RunKey, done: RunHandle, live: Sequence[RunHandle]) -> None:
+    """A key whose run finished needs no other job: one that is live is left from a submit that was cut short."""
+    for handle in live:
+        what = "it is cancelled" if site.ends_duplicates else "it was left alone: cancel it if it is not wanted"
+        run_logger().error(
+            "%s finished, and another job of key '%s' is live, %s: %s%s",
+            done.describe(),
+            key.name,
+            handle.remote_id,
+            what,
+            _see(handle),
+        )
+        if site.ends_duplicates:
+            await site.cancel(handle)
 
 
 async def _end_duplicates(site: Site, key: RunKey, live: Sequence[RunHandle]) -> RunHandle:

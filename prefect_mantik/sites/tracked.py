@@ -13,6 +13,8 @@ from prefect_mantik.tracking import TrackedRun
 RECORD_TAG = "prefect_mantik.run"
 KEY_TAG = "prefect_mantik.key"
 CANCELLED_TAG = "prefect_mantik.cancelled"
+REFUSED_TAG = "prefect_mantik.refused"
+"""On the MLflow run of a submit that the site refused: there is no job, and the key is free."""
 
 RECORDED = {
     "kind",

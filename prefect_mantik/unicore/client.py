@@ -78,7 +78,9 @@ class UnicoreClient:
             page = [_id(url) for url in answer["jobs"]]
             fresh = [job for job in page if job not in found]
             found.extend(fresh)
-            if len(page) < _PAGE or not fresh:
+            links = answer.get("_links")
+            more = isinstance(links, dict) and "next" in links
+            if not fresh or not (more or len(page) >= _PAGE):
                 return found
 
     async def submit(self, description: Mapping[str, Any]) -> str:
@@ -151,6 +153,7 @@ class UnicoreClient:
     async def write(self, storage: str, path: str, data: bytes | Path) -> FileProperties:
         """Write a file and compare its size, as a request that was cut short leaves a part; describe what is there."""
         upload, content = (data, None) if isinstance(data, Path) else (None, data)
+        timeout = UPLOAD_TIMEOUT if upload else POLL_TIMEOUT
         size = await asyncio.to_thread(_size, data)
         await self._api.call(
             Call(
@@ -160,7 +163,7 @@ class UnicoreClient:
                 content=content,
                 upload=upload,
                 headers={"Content-Type": "application/octet-stream"},
-                timeout=UPLOAD_TIMEOUT,
+                timeout=timeout,
             )
         )
         there = await self.stat(storage, path)
@@ -229,6 +232,9 @@ class _UnicoreApi(JsonApi):
         if of_a_file and call.method != "GET" and response.status_code == httpx.codes.INTERNAL_SERVER_ERROR:
             # A full disk, a missing right: not other a moment later, and uploads have an hour.
             return self._error(ServiceUnavailable, call, response, "could not do this")
+        if response.status_code == httpx.codes.NOT_FOUND and response.content:
+            # UNICORE has no words for it: this is a gateway, which says nothing of the job.
+            return self._error(ServiceUnavailable, call, response, "is not where its URL says")
         if response.status_code == httpx.codes.FORBIDDEN:
             return self._error(RequestFailed, call, response, f"does not allow this to {self.username!r}")
         if response.status_code == SESSION_UNKNOWN:

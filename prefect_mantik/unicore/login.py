@@ -32,6 +32,8 @@ PREFERENCES = "X-UNICORE-User-Preferences"
 
 SESSION_UNKNOWN = 432
 
+_LOOKS, _PAUSE = 4, 0.25
+
 TOKEN_LIFETIME = 24 * 3600
 """Seconds that a renewable token is asked for. It is renewed after three quarters of what the server gives."""
 
@@ -74,7 +76,7 @@ class Token:
 
     async def authorization(self) -> str:
         """See `Credential`."""
-        return f"Bearer {self.token.get_secret_value().strip()}"
+        return f"Bearer {_one_token(self.token.get_secret_value(), 'The token')}"
 
 
 @dataclass(frozen=True)
@@ -90,14 +92,17 @@ class TokenFile:
 
     async def authorization(self) -> str:
         """See `Credential`."""
-        try:
-            text = (await asyncio.to_thread(_text_of, self.path)).strip()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not a text"
-            raise ConfigurationError(f"The token file {self.path} cannot be read here: {reason}.") from None
-        if not text or "\n" in text or not text.isascii():
-            raise ConfigurationError(f"The token file {self.path} must hold one token, on one line, and nothing else.")
-        return f"Bearer {text}"
+        text = ""
+        for _ in range(_LOOKS):
+            try:
+                text = (await asyncio.to_thread(_text_of, self.path)).strip()
+            except (OSError, UnicodeDecodeError) as error:
+                reason = getattr(error, "strerror", None) or "not a text"
+                raise ConfigurationError(f"The token file {self.path} cannot be read here: {reason}.") from None
+            if text:
+                break
+            await asyncio.sleep(_PAUSE)  # it may just be being written
+        return f"Bearer {_one_token(text, f'The token file {self.path}')}"
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,14 @@ class Kept:
     async def authorization(self) -> str:
         """See `Credential`."""
         return await (await self.resolve()).authorization()
+
+
+def _one_token(text: str, what: str) -> str:
+    """A token as it is, or what is wrong with it, without showing it."""
+    token = text.strip()
+    if not re.fullmatch(r"[\x21-\x7e]+", token):
+        raise ConfigurationError(f"{what} must hold one token, on one line, and nothing else.")
+    return token
 
 
 class _HideSessions(logging.Filter):

@@ -23,6 +23,16 @@ class _Answer(BaseModel):
     )
 
 
+def _moment(value: object) -> object:
+    """A time: its offset comes without a colon, `+0200`. What is none, such as `N/A`, is left out."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return datetime.strptime(value, "%Y-%m-%dT%H:%M:%S%z")
+    except ValueError:
+        return None
+
+
 class JobProperties(_Answer):
     """Of one job. Every field may be missing: we ask for some of them only."""
 
@@ -47,8 +57,7 @@ class JobProperties(_Answer):
     @field_validator("submission_time", "current_time", mode="before")
     @classmethod
     def _moment(cls, value: object) -> object:
-        """The offset comes without a colon: `+0200`."""
-        return datetime.strptime(value, "%Y-%m-%dT%H:%M:%S%z") if isinstance(value, str) else value
+        return _moment(value)
 
     def seconds(self, phase: str) -> float | None:
         """How long a phase of the job took (`queued`, `main`, …), where the server tells."""
@@ -68,7 +77,7 @@ class FileProperties(_Answer):
     @field_validator("last_accessed", mode="before")
     @classmethod
     def _moment(cls, value: object) -> object:
-        return datetime.strptime(value, "%Y-%m-%dT%H:%M:%S%z") if isinstance(value, str) else value
+        return _moment(value)
 
 
 class SiteProperties(_Answer):

@@ -21,6 +21,9 @@ SHORTEST, LONGEST = 1.0, 60.0
 
 _ONE_ROUND = 5.0
 
+TEND_TIMEOUT = 30.0
+"""Seconds that a site may take to help a run along."""
+
 Reopen = Callable[[RunHandle], Awaitable[Site]]
 """Opens the site of a run anew, with the credentials that are saved now."""
 
@@ -38,6 +41,7 @@ class _Watched:
     life_at: datetime | None = None
     warned: bool = False
     trouble: str = ""
+    tend_trouble: str = ""
     given_up: bool = False
     """Silent for as long as its site allows."""
 
@@ -97,13 +101,32 @@ async def _wait_for_account(runs: Sequence[_Watched], reopen: Reopen) -> None:
         statuses = await open_runs[0].site.poll([run.handle for run in open_runs])
         for run in open_runs:
             _take(run, statuses[run.handle])
+        again = await _tend(open_runs, statuses)
         if all(run.ended for run in runs):
             return
         _heed_silence(open_runs)
-        if any(status.reason is Reason.PAUSED for status in statuses.values()):
+        if any(status.state is RunState.UNKNOWN and status.reason is Reason.PAUSED for status in statuses.values()):
             await _reopen(open_runs[0], reopen)
-        pause = min(max((monotonic() - began) / 10, SHORTEST), LONGEST)
-        await sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311  # jitter
+        pause = min(max((monotonic() - began) / 10, SHORTEST), LONGEST, again)
+        await sleep(pause * random.uniform(0.8, 1.0 if pause == again else 1.2))  # noqa: S311  # jitter
+
+
+async def _tend(runs: Sequence[_Watched], statuses: Mapping[RunHandle, RunStatus]) -> float:
+    """Let each run's own site help it along, within bounds; give the seconds until it wants to do so again."""
+    helps = [_tend_one(run, statuses[run.handle]) for run in runs]
+    return max(SHORTEST, min([*await asyncio.gather(*helps), LONGEST]))
+
+
+async def _tend_one(run: _Watched, status: RunStatus) -> float:
+    try:
+        again = await asyncio.wait_for(run.site.tend({run.handle: status}), TEND_TIMEOUT)
+    except Exception as error:  # noqa: BLE001  # help that fails must not end a wait of days
+        if str(error) != run.tend_trouble:
+            run.tend_trouble = str(error)
+            run_logger().warning("%s: %s", run.handle.describe(), error or "no answer in time")
+        return LONGEST
+    run.tend_trouble = ""
+    return LONGEST if again is None else again
 
 
 async def _reopen(run: _Watched, reopen: Reopen) -> None:

@@ -63,7 +63,7 @@ ONE = [
     ("- ls *.txt", "- ls (", 10, "Environment.PreRunCommandOnComputeNode[0]", "error", "bash: syntax error"),
     ("- ls *.txt", "- if true", 10, "Environment.PreRunCommandOnComputeNode[0]", "error", "unexpected end"),
     ("- ls *.txt", "- echo 'open", 10, "Environment.PreRunCommandOnComputeNode[0]", "error", "unexpected EOF"),
-    ("[CUDA,", "[CUDA;,", 6, "Environment.Modules", "error", "holds a ;"),
+    ("[CUDA,", "[CUDA;,", 6, "Environment.Modules", "advice", "holds a ;"),
     ("[CUDA,", "[{", None, "", "error", "not valid YAML"),
     ("    A: b", "\tA: b", 8, "", "error", "holds a tab"),
     ("    A: b", "    A: *b", 8, "", "error", "undefined alias"),

@@ -102,8 +102,11 @@ class Road(ABC):
         )
 
     async def status(self, handle: RunHandle) -> RunStatus:
-        """Ask once."""
-        return (await acall(self.open().poll, [handle]))[handle]
+        """Ask once, and help along, as a wait does."""
+        site = self.open()
+        statuses = await acall(site.poll, [handle])
+        await acall(site.tend, statuses)
+        return statuses[handle]
 
     async def until(self, handle: RunHandle, *states: RunState, seconds: float = 60) -> RunStatus:
         """Ask until the run is in one of some states."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import logging
 import os
@@ -19,21 +20,20 @@ import httpx
 import pytest
 
 from prefect_mantik import MantikConnection, UnicoreCredentials, UnicoreSite
-from prefect_mantik.api import Call
 from prefect_mantik.errors import (
     ConfigurationError,
     EnvironmentInvalid,
     LoginRefused,
     RequestFailed,
-    ServiceUnavailable,
 )
-from prefect_mantik.loop import acall
+from prefect_mantik.loop import Tls as TlsSettings, acall
 from prefect_mantik.runs import Reason, RunState
 from prefect_mantik.sandbox.env_file import read_env_file
 from prefect_mantik.sandbox.process import SandboxControl, SandboxProcess
 from prefect_mantik.sites.base import Site
 from prefect_mantik.sites.unicore.site import DirectUnicoreSite
-from prefect_mantik.unicore import UnicoreClient, client as client_module, login as login_module
+from prefect_mantik.unicore import UnicoreClient, login as login_module
+from prefect_mantik.unicore.pyunicore_client import pyunicore_client
 from tests.contract.conftest import UnicoreRoad
 from tests.sandbox_jobs import credentials, new_key, unicore_site
 
@@ -491,7 +491,11 @@ async def test_a_session_that_ends_during_an_upload_to_a_real_server(
     site = with_token(road, unicore_token(road))
     client = site._client
     job = await acall(client.submit, {"haveClientStageIn": "true", "Imports": [{"To": "mantik-token", "Data": "-"}]})
-    await acall(site._directory, job)
+    for _ in range(50):
+        with contextlib.suppress(RequestFailed):
+            if "/mantik-token" in (await acall(client.stat, f"{job}-uspace", "/")).content:
+                break
+        await asyncio.sleep(0.1)
     client._login._session.id = "no-such-session"  # type: ignore[union-attr]
     assert (await acall(client.write, f"{job}-uspace", "/big", big)).size == size
     assert await acall(client.read, f"{job}-uspace", "/big", 0, size - 1) == big.read_bytes()
@@ -524,17 +528,10 @@ def tls() -> Iterator[Tls]:
         yield Tls(sandbox)
 
 
-async def test_a_certificate_that_nobody_vouches_for_is_refused_before_anything_is_sent(
-    tls: Tls, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("prefect_mantik.api.TOTAL_TIMEOUT", 0.5)
-    monkeypatch.setattr(client_module, "POLL_TIMEOUT", 0.5)
+async def test_a_certificate_that_nobody_vouches_for_is_refused_before_anything_is_sent(tls: Tls) -> None:
     tls.control.reset_requests()
-    site = tls.open()
-    call = site._client._login._api
-    with pytest.raises(ServiceUnavailable, match="CERTIFICATE_VERIFY_FAILED.*Nothing was sent") as caught:
-        await acall(call.call, Call("GET", "", timeout=0.5))
-    assert not caught.value.sent
+    with pytest.raises(RequestFailed, match="CERTIFICATE_VERIFY_FAILED.*Nothing was sent"):
+        await asyncio.wait_for(works(tls.open()), 10)
     assert tls.control.count() == 0
 
 
@@ -548,6 +545,36 @@ async def test_certificates_by_path_by_text_or_not_at_all(tls: Tls) -> None:
 async def test_certificates_that_cannot_be_read_are_named(tls: Tls, given: str) -> None:
     with pytest.raises(ConfigurationError, match="CA certificates of .* cannot be"):
         await works(tls.open(ca_certificates=given))
+
+
+# --- pyunicore's own client, for what a person does by hand -----------------------------------------------------------
+
+
+async def test_the_client_of_pyunicore_has_our_login(unicore_road: UnicoreRoad, tmp_path: Path) -> None:
+    token = unicore_token(unicore_road)
+    (tmp_path / "token").write_text(token)
+    for login in (
+        UnicoreCredentials(username=unicore_road.username, password=unicore_road.password),
+        UnicoreCredentials(token=token),
+        UnicoreCredentials(token_file=str(tmp_path / "token")),
+    ):
+        client = await asyncio.to_thread(
+            pyunicore_client, login.credential(), unicore_road.url, TlsSettings(unicore_road.ca_file)
+        )
+        assert client.access_info()["role"]["selected"] == "user"
+
+
+async def test_the_client_of_pyunicore_verifies_certificates(tls: Tls) -> None:
+    login = UnicoreCredentials(username=tls.username, password=tls.password)
+    tls.control.reset_requests()
+    with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+        await asyncio.to_thread(login.get_client, tls.url)
+    assert tls.control.count() == 0
+
+
+async def test_the_client_of_pyunicore_needs_a_url() -> None:
+    with pytest.raises(ConfigurationError, match="The URL of the UNICORE site"):
+        await asyncio.to_thread(UnicoreCredentials(token="x").get_client)
 
 
 # --- Secrets --------------------------------------------------------------------------------------------------------
@@ -573,7 +600,7 @@ async def test_no_secret_is_shown_by_anything(alder: UnicoreRoad, caplog: pytest
     shown += [repr(client), repr(client._login), repr(client._login._credential), repr(alder.site(login=login))]
     shown += [str(await acall(client.submitted, handle.remote_id))]
     for problem in ({"action": "drop_before"}, {"action": "status", "status": 403}):
-        control.add_fault(**problem, route=f"{JOBS}/{{jobId}}", times=None)  # type: ignore[arg-type]
+        control.add_fault(**problem, route=f"{JOBS}/{{jobId}}", times=None)
         with pytest.raises(RequestFailed) as caught:
             await acall(client.job, handle.remote_id, timeout=0.2)
         shown.append(_text_of(caught.value))

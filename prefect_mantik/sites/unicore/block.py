@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from prefect.blocks.core import Block
@@ -70,6 +71,11 @@ class UnicoreSite(Block):
         title="Verify the certificate",
         description="Off: anybody in between can read the login and the data. For tests only.",
     )
+    gpu_resource: str = Field(
+        default="GPUsPerNode",
+        title="GPU resource",
+        description="What the site calls GPUs per node in UNICORE jobs. (The Mantik platform sends GPUS.)",
+    )
     storage: str = Field(
         default="HOME", title="Storage", description="Storage at the site that is looked at when files are asked for."
     )
@@ -84,6 +90,13 @@ class UnicoreSite(Block):
     @classmethod
     def _is_a_url(cls, value: str) -> str:
         return check_url(value, form="https://<gateway>/<SITE>/rest/core")
+
+    @field_validator("uid", "group")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9_.@-]*", value):
+            raise ValueError("must be one name of letters, digits and _ . @ -")
+        return value
 
     @model_validator(mode="after")
     def _is_a_backend_config(self) -> UnicoreSite:
@@ -132,6 +145,7 @@ class UnicoreSite(Block):
             name=(saved or f"/{config.site} (not saved)").partition("/")[2],
             queue=config.resources.queue,
             compute_project=self.compute_project,
+            gpu_resource=self.gpu_resource,
             storage=self.storage,
             settle=self.settle,
         )

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime, timezone
 
+from prefect_mantik.backend_config.unicore import LOG, SITE_LOG
 from prefect_mantik.errors import NotFound, RequestFailed
+from prefect_mantik.log import run_logger
 from prefect_mantik.runs import RunStatus
 from prefect_mantik.sites.unicore.states import CANCELLED_TAG, is_end, run_status
 from prefect_mantik.unicore import JobProperties, UnicoreClient
 
-LOG = "mantik.log"
-SITE_LOG = "mantik.err"
 EXIT_CODE_FILE = "UNICORE_SCRIPT_EXIT_CODE"
 
 _TAIL = 4096
-_LOG_PAGE = 4 * 2**20
+
+LOG_LIMIT = 16 * 2**20
+"""Bytes of a log that one call reads."""
+
 _SMALL = ("status", "statusMessage", "exitCode", "submissionTime", "consumedTime")
-_ALL = (*_SMALL, "name", "log", "tags")
+_ALL = (*_SMALL, "log", "tags")
 
 
 class UnicoreJobs:
@@ -40,9 +44,9 @@ class UnicoreJobs:
         details = ""
         if found.status == "SUCCESSFUL" and found.exit_code is None:
             found = await self._without_exit_code(job, found)
-        if found.status == "FAILED":
+        if found.status == "FAILED" or found.exit_code:
             log = await self._client.job(job, *_ALL)
-            found = found.model_copy(update={"name": log.name, "log": log.log, "tags": log.tags})
+            found = found.model_copy(update={"log": log.log, "tags": log.tags})
             details = await self._details(job)
         return run_status(found, datetime.now(timezone.utc), details)
 
@@ -54,11 +58,9 @@ class UnicoreJobs:
         return found.model_copy(update={"status": "FAILED", "status_message": message})
 
     async def _details(self, job: str) -> str:
-        """What the batch system says, and what it wrote beside the job's own log: a help only."""
-        try:
-            return f"{await self._client.details(job)}\n{await self._tail(job, SITE_LOG)}"
-        except RequestFailed:
-            return ""
+        """What the batch system says, and what it wrote beside the job's own log: helps only."""
+        told = await asyncio.gather(self._client.details(job), self._tail(job, SITE_LOG), return_exceptions=True)
+        return "\n".join(text for text in told if isinstance(text, str))
 
     async def _tail(self, job: str, name: str) -> str:
         """The end of a file in a job's directory; empty where there is none."""
@@ -70,32 +72,38 @@ class UnicoreJobs:
             return ""
         return (await self._client.read(uspace(job), name, max(0, size - _TAIL), size - 1)).decode(errors="replace")
 
-    async def cancel(self, job: str) -> None:
-        """Abort a job and leave a mark that it was us; a job that has ended, or is gone, is left as it is."""
-        try:
-            found = await self._client.job(job, "status", "tags")
-            if is_end(found):
-                return
-            if CANCELLED_TAG not in found.tags:
+    async def cancel(self, job: str) -> bool:
+        """Abort a job and leave a mark that it was us; False for one that has ended, which is left as it is.
+
+        Raises:
+            NotFound: The site has no such job.
+        """
+        found = await self._client.job(job, "status", "tags")
+        if is_end(found):
+            return False
+        # An answer that leaves the tags out is not taken for "none": without them nobody would find the job again.
+        if "tags" in found.model_fields_set and CANCELLED_TAG not in found.tags:
+            try:
                 await self._client.set_tags(job, [*found.tags, CANCELLED_TAG])
-            await self._client.act("abort", job)
-        except NotFound:
-            return
+            except RequestFailed as error:
+                run_logger().warning("Job %s is not marked as cancelled by us. %s", job, error)
+        await self._client.act("abort", job)
+        return True
 
     async def read_log(self, job: str, offset: int) -> tuple[bytes, int]:
-        """What is new in a job's log from an offset on, or its last bytes for a negative one; and the next offset."""
+        """What is new in a job's log from an offset on, or its last bytes for a negative one; and the next offset.
+
+        At most `LOG_LIMIT` bytes: who wants more asks again from the next offset.
+        """
         try:
             size = (await self._client.stat(uspace(job), LOG)).size
         except NotFound:  # the job has not begun, or its directory is gone
             return b"", max(offset, 0)
         at = max(0, size + offset) if offset < 0 else offset
-        parts = []
-        while at < size:
-            parts.append(await self._client.read(uspace(job), LOG, at, min(size, at + _LOG_PAGE) - 1))
-            if not parts[-1]:
-                break
-            at += len(parts[-1])
-        return b"".join(parts), at
+        if at >= size:
+            return b"", at
+        part = await self._client.read(uspace(job), LOG, at, min(size, at + LOG_LIMIT) - 1)
+        return part, at + len(part)
 
 
 def uspace(job: str) -> str:

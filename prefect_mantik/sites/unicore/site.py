@@ -1,4 +1,4 @@
-"""Sites reached directly by UNICORE: the block and what talks.
+"""Sites reached directly by UNICORE: what talks.
 
 A job bears tags: those of the package, of the origin, of the flow run and of the key, by which it is found from
 anywhere, and what a handle needs. (Its name cannot serve: a server tells it only after a while.) It is submitted with
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime, timezone
 from time import time as wall_clock
@@ -20,32 +20,40 @@ from prefect_mantik.backend_config import parse_backend_config, unicore_job
 from prefect_mantik.credentials import MantikProject
 from prefect_mantik.errors import (
     ConfigurationError,
+    KeyInUse,
     LoginRefused,
     MantikError,
     NotFound,
     RequestFailed,
     ServiceUnavailable,
     SubmitIncomplete,
+    SubmitRefused,
+    SubmitUnknown,
 )
 from prefect_mantik.log import run_logger
-from prefect_mantik.runs import RunHandle, RunKey, RunSpec, RunState, RunStatus, SiteKind
-from prefect_mantik.sites import direct
-from prefect_mantik.sites.base import OUR_PREFIX, Capability, Finding, Site, not_found
+from prefect_mantik.loop import per_process
+from prefect_mantik.runs import IfEnded, Reason, RunHandle, RunKey, RunSpec, RunState, RunStatus, SiteKind
+from prefect_mantik.sites import direct, mlflow_runs
+from prefect_mantik.sites.base import OUR_PREFIX, Capability, Finding, Ledger, Site, not_found
 from prefect_mantik.sites.store import Store
+from prefect_mantik.sites.tracked import run_status
+from prefect_mantik.sites.unicore.checks import check_site
+from prefect_mantik.sites.unicore.directory import RunDirectory
 from prefect_mantik.sites.unicore.jobs import UnicoreJobs, uspace
 from prefect_mantik.sites.unicore.states import is_end
 from prefect_mantik.sites.unicore.store import UnicoreStore
-from prefect_mantik.sites.unicore.tags import handle_from, search_tag, tags_of
-from prefect_mantik.staging import StagedCode, stage
+from prefect_mantik.sites.unicore.tags import commit_of, handle_from, search_tag, tags_of
+from prefect_mantik.staging import StagedCode
+from prefect_mantik.tracking import TrackedRun
 from prefect_mantik.unicore import UnicoreClient
-
-DIRECTORY_TIMEOUT = 60.0
-"""Seconds in which a site makes the directory of a job that it took."""
 
 UNSTARTED = ("CREATED", "STAGINGIN", "READY")
 """States of a job that may wait for its files: those that come with it may be on their way still."""
 
-_PAUSE = 0.2
+CLOSE_TIMEOUT = 10.0
+"""Seconds that closing the MLflow run of a cancelled job may take: whoever cancels is in a hurry."""
+
+_STAGINGS = 4
 
 
 class Settings(NamedTuple):
@@ -55,8 +63,21 @@ class Settings(NamedTuple):
     name: str
     queue: str
     compute_project: str
+    gpu_resource: str
     storage: str
     settle: float
+
+
+class _Staged(NamedTuple):
+    site_key: str
+    code: StagedCode
+    stack: AsyncExitStack
+
+
+@per_process
+def _staging_slots() -> asyncio.Semaphore:
+    """Repositories that are fetched and packed at the same time."""
+    return asyncio.Semaphore(_STAGINGS)
 
 
 class DirectUnicoreSite(Site):
@@ -79,7 +100,7 @@ class DirectUnicoreSite(Site):
         self._jobs = UnicoreJobs(client)
         self._found: dict[str, RunHandle] = {}
         self._by_our_clock: set[str] = set()
-        self._staged: dict[str, tuple[StagedCode, AsyncExitStack]] = {}
+        self._staged: dict[str, _Staged] = {}
         self._refresh_at: dict[RunHandle, float] = {}
 
     @property
@@ -89,34 +110,57 @@ class DirectUnicoreSite(Site):
 
     # --- Submit -----------------------------------------------------------------------------------------------------
 
+    async def submit(
+        self, spec: RunSpec, key: RunKey, *, ledger: Ledger, if_ended: IfEnded = "raise", shared: bool = False
+    ) -> RunHandle:
+        """See `Site.submit`. However it ends, no packed code stays on this machine."""
+        try:
+            return await super().submit(spec, key, ledger=ledger, if_ended=if_ended, shared=shared)
+        finally:
+            for job in [job for job, staged in self._staged.items() if staged.site_key == key.site_key]:
+                await self._staged.pop(job).stack.aclose()
+
     async def post(self, spec: RunSpec, key: RunKey, attempt: int) -> str:
         """Pack the code, make the MLflow run, submit a job that waits for its files. See `Site.post`."""
-        project = self._needed_project()
         async with AsyncExitStack() as stack:
-            staged = await self._stage(spec, stack)
-            command = direct.command_of(spec, staged)
             try:
-                run = await direct.open_mlflow_run(project, spec, key, attempt, self)
-            except ServiceUnavailable as error:
-                error.sent = False  # to the site: an MLflow run that was made all the same is found by its tag
+                staged = await self._stage(spec, stack)
+                command = direct.command_of(spec, staged)
+                run = await mlflow_runs.open_mlflow_run(self._needed_project(), spec, key, attempt, self)
+            except RequestFailed as error:
+                raise SubmitRefused(
+                    f"Nothing was submitted to {self.name} for key '{key.name}': what the run needs could not be "
+                    f"prepared. {error}"
+                ) from error
+            description = self._description(spec, key, attempt, run, command, staged.commit)
+            try:
+                job = await self._submit(description, key)
+            except RequestFailed as error:
+                if not isinstance(error, ServiceUnavailable) or not error.sent:
+                    await mlflow_runs.refuse_mlflow_run(self._needed_project(), run)
                 raise
-            tags = tags_of(spec, key, attempt, run, project)
-            description = unicore_job(
-                parse_backend_config(spec.backend_config),
-                command=command,
-                variables=direct.variables_of(spec, key, attempt, run, project.credentials.tracking_uri),
-                account=self._settings.compute_project or spec.budget_account,
-                before=direct.first_lines(),
-            )
-            # Last: when it is there, so are the scripts; and what is written into it keeps its mode.
-            description["Imports"].append({"To": direct.TOKEN_FILE, "Data": "-", "Permissions": "rw-------"})
-            names = {"Name": f"{key.slug}-{key.site_key}-{attempt}", "Tags": tags, "Umask": "0077"}
-            job = await self._submit({**description, **names}, key)
-            self._staged[job] = staged, stack.pop_all()
-        if made := self._handle(job, tags, datetime.now(timezone.utc)):
+            self._staged[job] = _Staged(key.site_key, staged, stack.pop_all())
+        if made := self._handle(job, description["Tags"], datetime.now(timezone.utc)):
             self._found[job] = made
             self._by_our_clock.add(job)
         return job
+
+    def _description(
+        self, spec: RunSpec, key: RunKey, attempt: int, run: TrackedRun, command: str, commit: str | None
+    ) -> dict[str, Any]:
+        project = self._needed_project()
+        description = unicore_job(
+            parse_backend_config(spec.backend_config),
+            command=command,
+            variables=direct.variables_of(spec, key, attempt, run, project.credentials.tracking_uri),
+            account=self._settings.compute_project or spec.budget_account,
+            before=direct.first_lines(),
+            gpu_resource=self._settings.gpu_resource,
+        )
+        # Last: when it is there, so are the scripts; and what is written into it keeps its mode.
+        description["Imports"].append({"To": direct.TOKEN_FILE, "Data": "-", "Permissions": "rw-------"})
+        names = {"Name": f"{key.slug}-{key.site_key}-{attempt}", "Umask": "0077"}
+        return {**description, **names, "Tags": tags_of(spec, key, attempt, run, project, commit)}
 
     async def _submit(self, description: dict[str, Any], key: RunKey) -> str:
         try:
@@ -124,95 +168,90 @@ class DirectUnicoreSite(Site):
         except RequestFailed as error:
             if isinstance(error, ServiceUnavailable) or error.status not in (500, 503):
                 raise
-            # UNICORE says 500 to nearly every request that it cannot serve: with words and without a job, it refused.
-            if set(await self._client.jobs(key.site_key)) <= set(self._found):
-                raise
-            raise ServiceUnavailable(
-                str(error), method=error.method, path=error.path, status=error.status, detail=error.detail
-            ) from error
+            refusal = error
+        # UNICORE says 500 to nearly every request that it cannot serve: with words and without a job, it refused.
+        try:
+            unclear = not set(await self._client.jobs(key.site_key)) <= set(self._found)
+        except MantikError:
+            unclear = True
+        if not unclear:
+            raise refusal
+        raise ServiceUnavailable(
+            str(refusal), method=refusal.method, path=refusal.path, status=refusal.status, detail=refusal.detail
+        ) from refusal
 
     async def complete(self, spec: RunSpec, handle: RunHandle, receipt: str | None = None) -> RunHandle:
         """Give a job its code and its token, and start it. See `Site.complete`.
 
         Raises:
             SubmitIncomplete: The site took the job and not its files. It waits for them.
+            SubmitUnknown: It cannot be asked whether the job has started.
+            KeyInUse: The job waits for the files of another description.
         """
+        kept = self._staged.get(handle.remote_id)
         try:
-            async with AsyncExitStack() as stack:
-                if kept := self._staged.pop(handle.remote_id, None):
-                    staged = kept[0]
-                    stack.push_async_exit(kept[1])
-                elif (await self._client.job(handle.remote_id, "status")).status not in UNSTARTED:
-                    return handle
-                else:
-                    staged = await self._stage(spec, stack)
-                await self._fill(handle, staged)
-                await self._client.act("start", handle.remote_id)
+            if kept:
+                await self._directory(handle).fill(kept.code)
+            elif not await self._fill_again(spec, handle):
+                return handle
+            await self._write_token(handle)
         except (RequestFailed, ConfigurationError) as error:
-            if await self._has_ended(handle.remote_id):  # refused before it got a directory: its status tells why
+            if await self._ended_or_unstarted(handle, error):  # refused before it got a directory: its status tells
                 return handle
             raise SubmitIncomplete(
                 f"{handle.describe()} was taken by the site, and waits there for its files: nothing runs, nothing is "
                 f"charged. {error} Submit again under the same key to go on, or cancel it."
             ) from error
+        try:
+            await self._client.act("start", handle.remote_id)
+        except RequestFailed as error:
+            raise _not_known(handle, error) from error
         return handle
 
-    async def _has_ended(self, job: str) -> bool:
+    async def _fill_again(self, spec: RunSpec, handle: RunHandle) -> bool:
+        """Give a job of an earlier submit what it lacks yet; False for one that waits for nothing."""
         try:
-            return is_end(await self._client.job(job, "status"))
-        except RequestFailed:
+            found = await self._client.job(handle.remote_id, "status", "tags")
+        except RequestFailed as error:
+            raise _not_known(handle, error) from error
+        if found.status not in UNSTARTED:
             return False
+        if f"/{direct.CODE}" in await self._directory(handle).names():
+            return True
+        if handle.spec_digest and not spec.digest.startswith(handle.spec_digest):
+            raise KeyInUse(
+                f"{handle.describe()} waits there for the files of another description ({handle.spec_digest}, yours is "
+                f"{spec.digest[: len(handle.spec_digest)]}): submit that one again, or cancel the job."
+            )
+        async with AsyncExitStack() as stack:
+            await self._directory(handle).fill(await self._stage(spec, stack, commit_of(found.tags)))
+        return True
 
-    async def _fill(self, handle: RunHandle, staged: StagedCode) -> None:
-        """Send what the job needs. The code gets its name when it is whole: another submitter may be as far."""
-        place = uspace(handle.remote_id)
-        known = await self._directory(handle.remote_id)
-        if f"/{direct.CODE}" not in known:
-            part = f"{direct.CODE}.{wall_clock():.6f}"
-            await self._client.write(place, part, staged.archive)
-            await self._client.rename(place, part, direct.CODE)
-        if staged.image and f"/{staged.image.name}" not in known:
-            await self._client.write(place, staged.image.name, staged.image)
-        await self._write_token(handle)
+    async def _ended_or_unstarted(self, handle: RunHandle, error: MantikError) -> bool:
+        """Whether a job that could not be completed has ended; False where it waits."""
+        try:
+            found = await self._client.job(handle.remote_id, "status")
+        except RequestFailed:
+            raise _not_known(handle, error) from error
+        if found.status not in UNSTARTED and not is_end(found):
+            raise _not_known(handle, error) from error
+        return is_end(found)
 
-    async def _directory(self, job: str) -> builtins.set[str]:
-        """What a job's directory holds, once the files that came with the job are there."""
-        began = wall_clock()
-        deadline, ask_at = began + DIRECTORY_TIMEOUT, began + 1
-        while True:
-            try:
-                names = set((await self._client.stat(uspace(job), "/")).content)
-                if f"/{direct.TOKEN_FILE}" in names or wall_clock() > deadline:
-                    return names
-            except NotFound:
-                if wall_clock() > deadline or (wall_clock() > ask_at and await self._has_ended(job)):
-                    raise
-            await asyncio.sleep(_PAUSE)
+    def _directory(self, handle: RunHandle) -> RunDirectory:
+        return RunDirectory(self._client, handle.remote_id)
 
     async def _write_token(self, handle: RunHandle) -> None:
-        tracking = await direct.tracking_of(handle, self._project)
+        tracking = await mlflow_runs.tracking_of(handle, self._project)
         if tracking is None:
             return
-        token = await tracking.lasting_token()
-        place = uspace(handle.remote_id)
-        written = await self._client.write(place, direct.TOKEN_FILE, direct.token_file(token))
-        if written.permissions[3:].strip("-"):
-            await self._client.set_permissions(place, direct.TOKEN_FILE, "rw-------")
+        token = await tracking.tokens.lasting()
+        await self._directory(handle).write_token(direct.token_file(token))
         self._refresh_at[handle] = token.refresh_at
 
-    async def _stage(self, spec: RunSpec, stack: AsyncExitStack) -> StagedCode:
+    async def _stage(self, spec: RunSpec, stack: AsyncExitStack, commit: str | None = None) -> StagedCode:
         """Pack the code, for as long as the stack lives."""
-        code, token = await direct.resolve_code(spec, self._needed_project())
-        config = parse_backend_config(spec.backend_config)
-        return await stack.enter_async_context(
-            stage(
-                code,
-                mlproject_path=spec.mlproject_path,
-                exclude=config.exclude,
-                image=direct.local_image(config),
-                token=token,
-            )
-        )
+        async with _staging_slots():
+            return await stack.enter_async_context(direct.staged_code(spec, self._needed_project(), commit))
 
     def _needed_project(self) -> MantikProject:
         if self._project is None:
@@ -224,8 +263,12 @@ class DirectUnicoreSite(Site):
     # --- Find -------------------------------------------------------------------------------------------------------
 
     async def find(self, key: RunKey) -> builtins.list[RunHandle]:
-        """Search by the key's tag. See `Site.find`."""
-        found = await self._handles(await self._client.jobs(key.site_key))
+        """Search by the key's tag; what the site has forgotten is known from MLflow. See `Site.find`."""
+        listed = await self._handles(await self._client.jobs(key.site_key))
+        # The key is compared: a server that leaves the tags out of account lists everybody's.
+        found = [handle for handle in listed if handle.site_key == key.site_key]
+        if not found and self._project:
+            found = await mlflow_runs.forgotten_runs(self._project, key, self)
         return [handle.model_copy(update={"key": key, "name": key.name}) for handle in found]
 
     async def list(self, prefix: str = OUR_PREFIX) -> builtins.list[RunHandle]:
@@ -268,42 +311,67 @@ class DirectUnicoreSite(Site):
     # --- Ask --------------------------------------------------------------------------------------------------------
 
     async def _ask(self, handles: Sequence[RunHandle]) -> dict[RunHandle, RunStatus]:
-        statuses = dict(zip(handles, await asyncio.gather(*map(self._ask_one, handles)), strict=True))
-        await asyncio.gather(*(self._tend(handle, status) for handle, status in statuses.items()))
-        return statuses
+        return dict(zip(handles, await asyncio.gather(*map(self._ask_one, handles)), strict=True))
 
     async def _ask_one(self, handle: RunHandle) -> RunStatus:
         try:
-            return await self._jobs.status(handle.remote_id)
+            try:
+                return await self._jobs.status(handle.remote_id)
+            except NotFound:
+                return await self._without_job(handle)
         except LoginRefused:
             raise
-        except NotFound as error:
-            return not_found(handle, f"{self.name} has no job {handle.remote_id} ({error.detail})")
         except RequestFailed as error:
             return RunStatus(state=RunState.UNKNOWN, site_word=str(error), observed_at=datetime.now(timezone.utc))
 
-    async def _tend(self, handle: RunHandle, status: RunStatus) -> None:
-        """Keep the token of a waiting job fresh, and close the MLflow run of one that ended. Helps, not needs."""
-        try:
-            if status.state is RunState.SCHEDULED and wall_clock() >= self._refresh_at.get(handle, 0.0):
-                await self._write_token(handle)
+    async def _without_job(self, handle: RunHandle) -> RunStatus:
+        """The status of a run whose job the site does not know by id: it forgets jobs after some time, or lost it."""
+        if handle.remote_id in await self._client.jobs(handle.site_key):
+            raise ServiceUnavailable(f"{self.name} lists job {handle.remote_id}, and knows no job of this id.")
+        tracking = await mlflow_runs.tracking_of(handle, self._project)
+        run = await tracking.run(handle.mlflow_run_id) if tracking and handle.mlflow_run_id else None
+        if run:
+            told = run_status(run, datetime.now(timezone.utc))
+            if told.state.is_end:
+                return told.model_copy(update={"message": "the site has no such job any more; this is MLflow's word"})
+        return not_found(handle, f"{self.name} has no job {handle.remote_id}")
+
+    async def tend(self, statuses: Mapping[RunHandle, RunStatus]) -> float | None:
+        """Keep the token of a waiting job fresh, and close the MLflow run of one that ended. See `Site.tend`."""
+        due = []
+        for handle, status in statuses.items():
+            if status.state is RunState.SCHEDULED:
+                if wall_clock() >= self._refresh_at.get(handle, 0.0):
+                    await self._write_token(handle)
+                due.append(self._refresh_at.get(handle, 0.0) - wall_clock())
             elif status.state.is_end:
                 await self._close_mlflow_run(handle, status)
-        except MantikError as error:
-            run_logger().debug("%s: %s", handle.describe(), error)
+        return max(0.0, min(due)) if due else None
 
     async def _close_mlflow_run(self, handle: RunHandle, status: RunStatus) -> None:
         """Close it, unless an older job has the same one: two submitters at the same instant may find one run."""
         sharing = [other for other in self._found.values() if other.mlflow_run_id == handle.mlflow_run_id]
         never = datetime.max.replace(tzinfo=timezone.utc)
         oldest = min(sharing, key=lambda other: (other.submitted_at or never, other.remote_id), default=handle)
-        if oldest.remote_id == handle.remote_id and (tracking := await direct.tracking_of(handle, self._project)):
-            await direct.close_mlflow_run(tracking, handle, status)
+        if oldest.remote_id == handle.remote_id and (tracking := await mlflow_runs.tracking_of(handle, self._project)):
+            await mlflow_runs.close_mlflow_run(tracking, handle, status)
 
     async def cancel(self, handle: RunHandle) -> None:
         """Abort the job, and close its MLflow run. See `Site.cancel`."""
-        await self._jobs.cancel(handle.remote_id)
-        await self._ask([handle])
+        try:
+            aborted = await self._jobs.cancel(handle.remote_id)
+        except NotFound:
+            if handle.remote_id in await self._client.jobs(handle.site_key):
+                raise
+            return
+        if not aborted:
+            return
+        # The abort takes effect later, and nobody may ask then.
+        killed = RunStatus(state=RunState.KILLED, reason=Reason.CANCELLED_BY_US, observed_at=datetime.now(timezone.utc))
+        try:
+            await asyncio.wait_for(self._close_mlflow_run(handle, killed), CLOSE_TIMEOUT)
+        except Exception as error:  # noqa: BLE001  # the job is aborted: whatever MLflow or Prefect do now
+            run_logger().warning("The MLflow run of %s was not closed. %s", handle.describe(), error)
 
     async def read_log(self, handle: RunHandle, offset: int = 0) -> tuple[bytes, int]:
         """Read the log in the job's directory. See `Site.read_log`."""
@@ -313,49 +381,13 @@ class DirectUnicoreSite(Site):
         """The user's home, or the directory of a run. See `Site.store`."""
         return UnicoreStore(self._client, uspace(handle.remote_id) if handle else self._settings.storage, self.name)
 
-    # --- Check ------------------------------------------------------------------------------------------------------
-
     async def check(self) -> builtins.list[Finding]:
-        """Log in, submit a job that never starts, write into its directory. See `Site.check`."""
-        findings = [await self._check_login()]
-        if findings[0].ok:
-            findings += [await self._check_queue(), await self._check_job()]
-        return findings
+        """Log in, submit a job that never starts, write into its directory, reach the tracking server."""
+        return await check_site(self._client, self.name, self._settings.queue, self._project)
 
-    async def _check_login(self) -> Finding:
-        what = "log in"
-        try:
-            who = await self._client.who()
-        except (RequestFailed, ConfigurationError) as error:
-            return Finding(what=what, ok=False, message=str(error))
-        if who.closed:
-            return Finding(what=what, ok=False, message=f"{self.name} takes no jobs now: {who.closed}")
-        return Finding(what=what, ok=True, message=f"as {who.uid or who.dn}")
 
-    async def _check_queue(self) -> Finding:
-        what = "find the queue"
-        wanted = self._settings.queue
-        queues = await self._client.queues()
-        if queues and wanted not in queues:
-            return Finding(what=what, ok=False, message=f"{self.name} has no queue {wanted}, only {', '.join(queues)}")
-        return Finding(what=what, ok=True, message=wanted if queues else f"{wanted}; the site does not list queues")
-
-    async def _check_job(self) -> Finding:
-        what = "submit a job that never starts, and write into its directory"
-        try:
-            job = await self._client.submit(
-                {
-                    "Name": "prefect-mantik check",
-                    "haveClientStageIn": "true",
-                    "Umask": "077",
-                    "Imports": [{"To": direct.TOKEN_FILE, "Data": "-"}],
-                }
-            )
-            try:
-                await self._directory(job)
-                await self._client.write(uspace(job), "check", b"written by prefect-mantik\n")
-            finally:
-                await self._client.delete_job(job)
-        except RequestFailed as error:
-            return Finding(what=what, ok=False, message=str(error))
-        return Finding(what=what, ok=True)
+def _not_known(handle: RunHandle, error: MantikError) -> SubmitUnknown:
+    return SubmitUnknown(
+        f"{handle.describe()} is there, and whether it has started is not known. {error} Submit again under the same "
+        "key when the site answers: that asks first."
+    )

@@ -27,20 +27,31 @@ STATES: dict[str, tuple[RunState, Reason | None]] = {
 }
 """A word that is not here is not an end."""
 
+BATCH_STATES: dict[str, Reason] = {
+    "TIMEOUT": Reason.TIME_LIMIT,
+    "DEADLINE": Reason.TIME_LIMIT,
+    "OUT_OF_MEMORY": Reason.OUT_OF_MEMORY,
+    "NODE_FAIL": Reason.NODE_FAIL,
+    "BOOT_FAIL": Reason.NODE_FAIL,
+    "PREEMPTED": Reason.PREEMPTED,
+    "CANCELLED": Reason.CANCELLED_BY_OTHER,
+}
+"""Slurm's states of a job, in the details that a site shows (`JobState=`)."""
+
 REASONS: tuple[tuple[Reason, str], ...] = (
-    (Reason.TIME_LIMIT, r"\bTIMEOUT\b|time ?limit|wall ?(clock )?time"),
-    (Reason.OUT_OF_MEMORY, r"OUT_OF_MEMORY|\bOOM\b|oom[-_ ]kill|out of memory"),
-    (Reason.NODE_FAIL, r"NODE_FAIL|BOOT_FAIL|node fail"),
-    (Reason.PREEMPTED, r"PREEMPTED|preemption"),
-    (Reason.CANCELLED_BY_OTHER, r"\bCANCELLED\b"),
-    (
-        Reason.REFUSED,
-        r"is not available for partition|is out of range|could not be (mapped|submitted)|[Ss]ubmission .*failed"
-        r"|sbatch: error|not available\. \(Requested|[Uu]nable to determine resource"
-        r"|[Ii]nvalid (account|partition|qos)",
-    ),
+    (Reason.TIME_LIMIT, r"DUE TO TIME LIMIT|walltime [\d:]+ exceeded limit|TERM_RUNLIMIT"),
+    (Reason.OUT_OF_MEMORY, r"oom[-_ ]kill|DUE TO (MEMORY|OUT OF MEMORY)|Exceeded job memory limit|TERM_MEMLIMIT"),
+    (Reason.NODE_FAIL, r"DUE TO NODE FAILURE"),
+    (Reason.PREEMPTED, r"DUE TO PREEMPTION|TERM_PREEMPT"),
+    (Reason.CANCELLED_BY_OTHER, r"\*\*\* (JOB|STEP) .* CANCELLED|TERM_OWNER|TERM_ADMIN"),
 )
-"""What the message, the log or the batch system's details hold, in the order in which it counts."""
+"""What batch systems (Slurm, PBS, LSF) write beside a job's own log when they end it, in the order that counts."""
+
+REFUSED = (
+    r"is not available for partition|is out of range|could not be (mapped|submitted)|submission .*failed|sbatch: error"
+    r"|not available\. \(Requested|unable to determine resource|invalid (account|partition|qos)"
+)
+"""What the site says of a job that it does not let into the queue. Such a job has no exit code."""
 
 ABORTED = "Got 'abort' request."
 """In the log of a job that was aborted through UNICORE. Its status is FAILED all the same."""
@@ -55,11 +66,13 @@ def run_status(job: JobProperties, now: datetime, details: str = "") -> RunStatu
     """The status of a run.
 
     Args:
-        job: Status, message, exit code, times; for a job that failed also its name, log and tags.
+        job: Status, message, exit code, times; for a job that failed also its log and tags.
         now: When the site was asked.
         details: What the batch system says of a job that failed.
     """
     state, reason = STATES.get(job.status, (RunState.UNKNOWN, None))
+    if state is RunState.FINISHED and job.exit_code:  # a job may ask that its exit code be ignored: we do not
+        state = RunState.FAILED
     if state is RunState.FAILED:
         state, reason = _why(job, details)
     waited, total = job.seconds("queued"), job.seconds("total")
@@ -81,14 +94,26 @@ def _why(job: JobProperties, details: str) -> tuple[RunState, Reason]:
     if any(ABORTED in line for line in job.log):
         ours = CANCELLED_TAG in job.tags
         return RunState.KILLED, Reason.CANCELLED_BY_US if ours else Reason.CANCELLED_BY_OTHER
-    # The words of the job's own commands stand in the log too: those lines tell nothing.
+    reason = _batch_reason(job, details) or _refusal(job) or (Reason.EXIT_CODE if job.exit_code else Reason.UNTOLD)
+    return RunState.KILLED if reason is Reason.CANCELLED_BY_OTHER else RunState.FAILED, reason
+
+
+def _batch_reason(job: JobProperties, details: str) -> Reason | None:
+    """Why the batch system ended a job: its own state, or what it wrote, which the job's own words must not imitate."""
+    state = re.search(r"\bJobState\W{1,4}([A-Z_]+)", details)
+    if state and state[1] in BATCH_STATES:
+        return BATCH_STATES[state[1]]
+    text = re.sub(r"(JobName\W{1,4}|/)[^\s,\"']+", "", "\n".join([details, _said(job)]))
+    return next((reason for reason, words in REASONS if re.search(words, text, re.IGNORECASE)), None)
+
+
+def _refusal(job: JobProperties) -> Reason | None:
+    if job.exit_code is not None:
+        return None
+    return Reason.REFUSED if re.search(REFUSED, _said(job), re.IGNORECASE) else None
+
+
+def _said(job: JobProperties) -> str:
+    """The site's message and log, without the lines that repeat the job's own words."""
     own = [line for line in job.log if "Submitted executable" not in line and "Client:" not in line]
-    text = "\n".join([job.status_message, details, *own])
-    if job.name:  # the user's own words too
-        text = text.replace(job.name, "")
-    reason = next((reason for reason, words in REASONS if re.search(words, text)), None)
-    if reason is Reason.CANCELLED_BY_OTHER:
-        return RunState.KILLED, reason
-    if reason is None and job.exit_code:
-        reason = Reason.EXIT_CODE
-    return RunState.FAILED, reason or Reason.UNTOLD
+    return "\n".join([job.status_message, *own])

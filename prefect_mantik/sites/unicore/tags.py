@@ -26,7 +26,9 @@ _SITE_KEY = re.compile(r"pm-[a-z2-7]{8}-[a-z2-7]{26}-[a-z2-7]{16}")
 _ACCOUNT = "mantik-credentials"
 
 
-def tags_of(spec: RunSpec, key: RunKey, attempt: int, run: TrackedRun, project: MantikProject) -> list[str]:
+def tags_of(
+    spec: RunSpec, key: RunKey, attempt: int, run: TrackedRun, project: MantikProject, commit: str | None
+) -> list[str]:
     """The tags of a job: those it is searched by, and those that tell what a handle needs."""
     account = (reference(project.credentials) or "").rpartition("/")[2]
     facts = {
@@ -37,11 +39,17 @@ def tags_of(spec: RunSpec, key: RunKey, attempt: int, run: TrackedRun, project: 
         "experiment": run.experiment_id,
         "project": str(spec.project_id),
         "account": account,
+        "commit": commit or "",
         "at": str(int(wall_clock() * 1000)),
     }
     searched = [PACKAGE_TAG, key.site_key[:_ORIGIN], key.prefix, key.site_key]
     told = [f"{name}-{value}" for name, value in facts.items() if re.fullmatch(r"[A-Za-z0-9-]+", value)]
     return [*searched, *told]
+
+
+def commit_of(tags: Sequence[str]) -> str | None:
+    """The commit of the code that a job was submitted with, where it came from git."""
+    return next((tag.removeprefix("commit-") for tag in tags if tag.startswith("commit-")), None)
 
 
 def search_tag(prefix: str) -> str:
@@ -74,17 +82,24 @@ def handle_from(tags: Sequence[str], known: Mapping[str, Any], project: MantikPr
         {
             **known,
             "site_key": site_key,
-            "attempt": int(facts.get("attempt", "1")),
+            "attempt": int(facts["attempt"]) if re.fullmatch("[1-9][0-9]{0,6}", facts.get("attempt", "")) else 1,
             "name": facts.get("name", site_key),
             "spec_digest": facts.get("spec", ""),
             "account": f"{_ACCOUNT}/{account}" if account else None,
             "mlflow_run_id": run,
             "mlflow_experiment_id": experiment,
-            "platform_project_id": UUID(facts["project"]) if "project" in facts else None,
+            "platform_project_id": _uuid(facts.get("project", "")),
             "links": links,
             "submitted_at": submitted_at,
         }
     )
+
+
+def _uuid(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
 
 
 def _in_order(submitted_at: datetime | None, at: str) -> datetime | None:

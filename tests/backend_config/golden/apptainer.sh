@@ -26,6 +26,8 @@ for file in *.csv; do
   wc -l "$file"
 done
 stop_on_failure
+unset MLFLOW_TRACKING_USERNAME MLFLOW_TRACKING_PASSWORD
+stop_on_failure
 srun apptainer run --nv --bind $DATA:/data "image.sif" bash -c 'python train.py --rate 0.1 --name '"'"'it'"'"'"'"'"'"'"'"'s'"'"' && ls *.pt > list.txt'
 stop_on_failure
 ls -l

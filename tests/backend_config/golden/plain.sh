@@ -7,5 +7,7 @@ stop_on_failure() {
 
 export MANTIK_WORKING_DIRECTORY="$PWD"
 
+unset MLFLOW_TRACKING_USERNAME MLFLOW_TRACKING_PASSWORD
+stop_on_failure
 python train.py --rate 0.1 --name 'it'"'"'s' && ls *.pt > list.txt
 stop_on_failure

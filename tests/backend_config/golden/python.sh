@@ -15,5 +15,7 @@ nvidia-smi
 stop_on_failure
 source "/users/$USER/venv/bin/activate"
 stop_on_failure
+unset MLFLOW_TRACKING_USERNAME MLFLOW_TRACKING_PASSWORD
+stop_on_failure
 python train.py --rate 0.1 --name 'it'"'"'s' && ls *.pt > list.txt
 stop_on_failure
