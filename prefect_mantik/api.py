@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
@@ -34,6 +37,19 @@ HTML_PAGE = "an HTML page"
 _BACKOFF = wait_random_exponential(multiplier=0.5, max=20)
 _SECONDS_WORTH_A_LINE = 5.0
 _CHUNK = 1 << 18
+
+
+_patience: ContextVar[float] = ContextVar("patience", default=math.inf)
+
+
+@contextlib.contextmanager
+def impatient(seconds: float) -> Iterator[None]:
+    """Let no call in this context take longer, with its repeats: for somebody who waits in front of a terminal."""
+    token = _patience.set(seconds)
+    try:
+        yield
+    finally:
+        _patience.reset(token)
 
 
 class Login(Protocol):
@@ -161,7 +177,7 @@ class JsonApi:
         repeats = AsyncRetrying(
             retry=retry_if_exception_type(_Repeat),
             wait=_pause,
-            stop=stop_before_delay(call.timeout),
+            stop=stop_before_delay(min(call.timeout, _patience.get())),
             before_sleep=_say_pause,
             reraise=True,
         )
@@ -187,7 +203,7 @@ class JsonApi:
             request = self._request(call, who)
             # Uploads take long, as submits do: one slot is left for what is asked meanwhile.
             async with calls_in_flight(self._account, repeatable=call.repeatable and call.upload is None):
-                with anyio.fail_after(call.timeout / 2 if call.repeatable else call.timeout):
+                with anyio.fail_after(min(call.timeout / 2 if call.repeatable else call.timeout, _patience.get())):
                     return await self._client().send(request)
         except (httpx.LocalProtocolError, UnicodeEncodeError):
             failure: Exception = ConfigurationError(  # its own words would repeat the header

@@ -67,16 +67,20 @@ def save_blocks(
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False) -> None:
     """Log in at every saved account and site, and say what works. Ends with 1 where something does not."""
     with _one_line_errors():
-        from prefect_mantik.doctor import examine, lines
+        from prefect_mantik.doctor import Examined, examine, lines
         from prefect_mantik.loop import call
 
-        examined = call(examine)
+        width = min(shutil.get_terminal_size().columns, 120)
+
+        def show(item: Examined) -> None:
+            if not as_json:
+                typer.echo("\n".join(lines([item], width)))
+
+        examined = call(examine, show)
         if as_json:
             typer.echo(json.dumps([item.model_dump() for item in examined], indent=2))
-        else:
-            typer.echo("\n".join(lines(examined, min(shutil.get_terminal_size().columns, 120))))
-            if len(examined) == 1:
-                typer.echo("No account or site is saved yet: `prefect-mantik blocks save FILE` saves some.")
+        elif len(examined) == 1:
+            typer.echo("No account or site is saved yet: `prefect-mantik blocks save FILE` saves some.")
     if not all(item.ok for item in examined):
         raise typer.Exit(1)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import textwrap
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
 import httpx
@@ -12,7 +12,7 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectHTTPStatusError
 from pydantic import BaseModel, ConfigDict
 
-from prefect_mantik.api import TOTAL_TIMEOUT
+from prefect_mantik.api import impatient
 from prefect_mantik.credentials import MantikCredentials
 from prefect_mantik.documents import aload_block
 from prefect_mantik.environment import foreign_tracking_credentials, read_variables
@@ -24,7 +24,11 @@ T = TypeVar("T")
 
 _TOGETHER = 8
 _PAGE = 100
-_TIMEOUT = TOTAL_TIMEOUT + 10  # a call that is given up says why itself
+_PATIENCE = 15.0
+"""Seconds for one call, with its repeats."""
+
+_TIMEOUT = 120.0
+"""Seconds for all that is tried at one site."""
 
 
 class Examined(BaseModel):
@@ -48,8 +52,12 @@ class Examined(BaseModel):
         return all(finding.ok for finding in self.findings)
 
 
-async def examine() -> list[Examined]:
-    """Look at the environment, at every saved account and at every saved site."""
+async def examine(report: Callable[[Examined], None] = lambda _: None) -> list[Examined]:
+    """Look at the environment, at every saved account and at every saved site.
+
+    Args:
+        report: Told of each, in order, as soon as it is known.
+    """
     accounts = await _saved(MantikCredentials.get_block_type_slug())
     sites = [reference for slug in SITE_BLOCKS for reference in await _saved(slug)]
     turn = asyncio.Semaphore(_TOGETHER)
@@ -58,8 +66,14 @@ async def examine() -> list[Examined]:
         async with turn:
             return await (_examine_account(reference) if reference in accounts else _examine_site(reference))
 
-    found = await asyncio.gather(*(in_turn(reference) for reference in (*accounts, *sites)))
-    return [_examine_environment(), *found]
+    found = [_examine_environment()]
+    report(found[0])
+    with impatient(_PATIENCE):
+        under_way = [asyncio.ensure_future(in_turn(reference)) for reference in (*accounts, *sites)]
+    for task in under_way:
+        found.append(await task)
+        report(found[-1])
+    return found
 
 
 async def _saved(slug: str) -> list[str]:
@@ -108,7 +122,9 @@ async def _examine_site(reference: str) -> Examined:
         findings = await _timed(site.check())
     except (MantikError, TimeoutError, asyncio.TimeoutError) as error:
         return Examined(subject=reference, findings=[Finding(what="open the site", ok=False, message=_said(error))])
-    return Examined(subject=reference, findings=findings, can=sorted(item.value for item in site.capabilities))
+    works = all(finding.ok for finding in findings)
+    can = sorted(item.value for item in site.capabilities) if works else []
+    return Examined(subject=reference, findings=findings, can=can)
 
 
 async def _timed(step: Awaitable[T]) -> T:
