@@ -39,7 +39,7 @@ sandbox: $(STAMP)
 	@$(RUN)/prefect-mantik sandbox --env-file .env.sandbox
 
 test: $(STAMP)
-	$(RUN)/python -m pytest -m "not slow and not network"
+	$(RUN)/python -m pytest -n 3 --dist loadfile -m "not slow and not network"
 
 all-slow: unicore-test conformance-test bench
 

@@ -145,7 +145,7 @@ async def test_files_with_secrets_are_left_out_and_named(project: Path, caplog: 
     write(project, dict.fromkeys([".env.example", "environment.yml", "my.env"], "fine"))
     found = await packed(project)
     assert found == {"MLproject", "train.py", "lib/model.py", ".env.example", "environment.yml", "my.env"}
-    [line] = [record.getMessage() for record in caplog.records if "secrets" in record.getMessage()]
+    [line] = [record.getMessage() for record in caplog.records if "hold secrets" in record.getMessage()]
     assert "Not sent, since they may hold secrets: .env, .envrc, .mantik, .ssh, a/.ENV, a/.env.local" in line
 
 
@@ -160,7 +160,7 @@ async def test_sockets_and_pipes_are_left_out_and_named(
     assert "Not sent, since they are sockets, pipes or devices: pipe, s" in caplog.text
     caplog.clear()
     await packed(project, exclude=["pipe", "s"])
-    assert "pipe" not in caplog.text
+    assert "Not sent" not in caplog.text
 
 
 async def test_lfs_pointers_are_named(project: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -25,12 +25,13 @@ _FAILED = ("FAILED", "KILLED")
 
 
 async def _runs_under(project: MantikProject, key: RunKey) -> tuple[str, list[TrackedRun]]:
-    """The experiment, and the runs in it that bear a key in the tag or, if none does, in the name."""
+    """The experiment, and the runs in it that bear a key in the tag or in the name, as untagged ones do."""
     tracking = project.credentials.tracking_client()
     ids = project.project_id, project.experiment_repository_id
     experiment = (await project.credentials.get_client().experiment(*ids)).mlflow_experiment_id
-    runs = await tracking.runs_tagged(KEY_TAG, key.site_key, [experiment])
-    runs = runs or await tracking.runs_named_like(key.site_key, [experiment])
+    tagged = await tracking.runs_tagged(KEY_TAG, key.site_key, [experiment])
+    named = await tracking.runs_named_like(key.site_key, [experiment])
+    runs = {run.run_id: run for run in [*tagged, *named]}.values()
     return experiment, [run for run in runs if not run.deleted and REFUSED_TAG not in run.tags]
 
 

@@ -107,8 +107,8 @@ async def _wait_for_account(runs: Sequence[_Watched], reopen: Reopen) -> None:
         _heed_silence(open_runs)
         if any(status.state is RunState.UNKNOWN and status.reason is Reason.PAUSED for status in statuses.values()):
             await _reopen(open_runs[0], reopen)
-        pause = min(max((monotonic() - began) / 10, SHORTEST), LONGEST, again)
-        await sleep(pause * random.uniform(0.8, 1.0 if pause == again else 1.2))  # noqa: S311  # jitter
+        pause = min(max((monotonic() - began) / 10, SHORTEST), LONGEST)
+        await sleep(min(pause * random.uniform(0.8, 1.2), again * random.uniform(0.8, 1.0)))  # noqa: S311  # jitter
 
 
 async def _tend(runs: Sequence[_Watched], statuses: Mapping[RunHandle, RunStatus]) -> float:
@@ -121,9 +121,10 @@ async def _tend_one(run: _Watched, status: RunStatus) -> float:
     try:
         again = await asyncio.wait_for(run.site.tend({run.handle: status}), TEND_TIMEOUT)
     except Exception as error:  # noqa: BLE001  # help that fails must not end a wait of days
-        if str(error) != run.tend_trouble:
-            run.tend_trouble = str(error)
-            run_logger().warning("%s: %s", run.handle.describe(), error or "no answer in time")
+        trouble = str(error) or "no answer in time"
+        if trouble != run.tend_trouble:
+            run.tend_trouble = trouble
+            run_logger().warning("%s: %s", run.handle.describe(), trouble)
         return LONGEST
     run.tend_trouble = ""
     return LONGEST if again is None else again

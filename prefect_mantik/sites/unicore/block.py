@@ -74,7 +74,7 @@ class UnicoreSite(Block):
     gpu_resource: str = Field(
         default="GPUsPerNode",
         title="GPU resource",
-        description="What the site calls GPUs per node in UNICORE jobs. (The Mantik platform sends GPUS.)",
+        description="What the site calls GPUs per node in UNICORE jobs; the Mantik platform sends GPUS.",
     )
     storage: str = Field(
         default="HOME", title="Storage", description="Storage at the site that is looked at when files are asked for."

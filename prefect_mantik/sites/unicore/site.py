@@ -212,6 +212,10 @@ class DirectUnicoreSite(Site):
         """Give a job of an earlier submit what it lacks yet; False for one that waits for nothing."""
         try:
             found = await self._client.job(handle.remote_id, "status", "tags")
+        except NotFound as error:
+            if (await self._ask_one(handle)).state.is_end:  # forgotten by the site, and known from MLflow
+                return False
+            raise _not_known(handle, error) from error
         except RequestFailed as error:
             raise _not_known(handle, error) from error
         if found.status not in UNSTARTED:
@@ -264,7 +268,7 @@ class DirectUnicoreSite(Site):
 
     async def find(self, key: RunKey) -> builtins.list[RunHandle]:
         """Search by the key's tag; what the site has forgotten is known from MLflow. See `Site.find`."""
-        listed = await self._handles(await self._client.jobs(key.site_key))
+        listed = await self._handles(await self._client.jobs(key.site_key), key.site_key)
         # The key is compared: a server that leaves the tags out of account lists everybody's.
         found = [handle for handle in listed if handle.site_key == key.site_key]
         if not found and self._project:
@@ -276,21 +280,28 @@ class DirectUnicoreSite(Site):
         found = await self._handles(await self._client.jobs(search_tag(prefix)))
         return [handle for handle in found if handle.site_key.startswith(prefix)]
 
-    async def _handles(self, jobs: Sequence[str]) -> builtins.list[RunHandle]:
-        """What is known of jobs. A job's tags do not change, and are asked for once."""
+    async def _handles(self, jobs: Sequence[str], tag: str = "") -> builtins.list[RunHandle]:
+        """What is known of jobs. A job's tags do not change, and are asked for once.
+
+        Args:
+            jobs: What the site listed.
+            tag: By which it did, where none of them may be overlooked.
+        """
         new = [job for job in jobs if job not in self._found]
         if len(jobs) > 1:  # who is older counts, and only the site's clock tells
             new += [job for job in jobs if job in self._by_our_clock]
-        for job, found in zip(new, await asyncio.gather(*(self._identity(job) for job in new)), strict=True):
+        for job, found in zip(new, await asyncio.gather(*(self._identity(job, tag) for job in new)), strict=True):
             if found:
                 self._found[job] = found
                 self._by_our_clock.discard(job)
         return [self._found[job] for job in jobs if job in self._found]
 
-    async def _identity(self, job: str) -> RunHandle | None:
+    async def _identity(self, job: str, tag: str) -> RunHandle | None:
         try:
             found = await self._client.job(job, "tags", "submissionTime")
         except NotFound:
+            if tag and job in await self._client.jobs(tag):  # not gone meanwhile: it may be live
+                raise self._unreadable(job) from None
             return None
         return self._handle(job, found.tags, found.submission_time)
 
@@ -327,7 +338,7 @@ class DirectUnicoreSite(Site):
     async def _without_job(self, handle: RunHandle) -> RunStatus:
         """The status of a run whose job the site does not know by id: it forgets jobs after some time, or lost it."""
         if handle.remote_id in await self._client.jobs(handle.site_key):
-            raise ServiceUnavailable(f"{self.name} lists job {handle.remote_id}, and knows no job of this id.")
+            raise self._unreadable(handle.remote_id)
         tracking = await mlflow_runs.tracking_of(handle, self._project)
         run = await tracking.run(handle.mlflow_run_id) if tracking and handle.mlflow_run_id else None
         if run:
@@ -335,6 +346,9 @@ class DirectUnicoreSite(Site):
             if told.state.is_end:
                 return told.model_copy(update={"message": "the site has no such job any more; this is MLflow's word"})
         return not_found(handle, f"{self.name} has no job {handle.remote_id}")
+
+    def _unreadable(self, job: str) -> ServiceUnavailable:
+        return ServiceUnavailable(f"{self.name} lists job {job}, and knows no job of this id.")
 
     async def tend(self, statuses: Mapping[RunHandle, RunStatus]) -> float | None:
         """Keep the token of a waiting job fresh, and close the MLflow run of one that ended. See `Site.tend`."""
