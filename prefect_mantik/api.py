@@ -130,7 +130,7 @@ class Call:
     hide: Sequence[str] = field(default=(), repr=False)
 
     def __str__(self) -> str:
-        return f"{self.method} {self.path}"
+        return f"{self.method} {self.path or '/'}"
 
 
 class JsonApi:
@@ -223,7 +223,8 @@ class JsonApi:
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
             return RequestFailed(
                 f"{call}: the certificate of {self.base_url} is not trusted ({_cause(error)}). Nothing was sent. If "
-                "the site has a certificate authority of its own, give its certificates.",
+                "the site has a certificate authority of its own, give its certificates (`ca_certificates` of the "
+                "site's block).",
                 method=call.method,
                 path=call.path,
             )

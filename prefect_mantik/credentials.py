@@ -266,7 +266,7 @@ class UnicoreCredentials(CredentialsBlock):
             return TokenFile(self.token_file)
         if self.token.get_secret_value():
             return Token(self.token, reference(self) or "the token")
-        return Password(self.username, self.password)
+        return Password(self.username, self.password, reference(self) or "")
 
 
 class MantikProject(Block):

@@ -96,25 +96,37 @@ _Found: TypeAlias = tuple[tuple[int | str, ...], str, str]
 
 def _of_the_block_meant(found: list[_Found]) -> list[_Found]:
     """A field that takes one of several blocks is reported once for each: keep the one of which most is there."""
-    at = next((i for path, _, _ in found for i, part in enumerate(path) if _block_class(part)), None)
+    at = next((i for path, _, _ in found for i, part in enumerate(path) if _is_block_class(part)), None)
     if at is None:
         return found
+    of_blocks = [item for item in found if len(item[0]) > at and _is_block_class(item[0][at])]
+    labels = [path[at] for path, _, _ in of_blocks]
+    if all(kind == "model_type" for _, kind, _ in of_blocks):
+        names = ", ".join(_class_name(label) for label in dict.fromkeys(labels))
+        others = [item for item in found if item not in of_blocks]
+        return _of_the_block_meant(
+            [*others, (of_blocks[0][0][:at], "model_type", f"must be one of the blocks {names}")]
+        )
     lacking = Counter(path[at] for path, kind, _ in found if len(path) > at and kind == "missing")
-    labels = [path[at] for path, _, _ in found if len(path) > at and _block_class(path[at])]
     meant = min(labels, key=lambda label: lacking[label])
     return _of_the_block_meant(
         [
             ((*path[:at], *path[at + 1 :]) if path[at : at + 1] == (meant,) else path, kind, message)
             for path, kind, message in found
-            if len(path) <= at or not _block_class(path[at]) or path[at] == meant
+            if len(path) <= at or not _is_block_class(path[at]) or path[at] == meant
         ]
     )
 
 
-def _block_class(part: int | str) -> bool:
-    """Whether a part of a path is pydantic's label of a block: `UnicoreSite`, `function-after[f(), UnicoreSite]`."""
+def _class_name(part: int | str) -> str:
+    """The class in pydantic's label of a type: `UnicoreSite`, `function-after[f(), UnicoreSite]`."""
     name = re.fullmatch(r"(?:function-.*, )?(\w+)\]?", str(part))
-    return name is not None and name[1] in _block_names(Block)
+    return name[1] if name else ""
+
+
+def _is_block_class(part: int | str) -> bool:
+    """Whether a part of a path is the label of a block class, and no field."""
+    return _class_name(part) in _block_names(Block)
 
 
 def _block_names(base: type[Block]) -> set[str]:

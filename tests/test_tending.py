@@ -96,7 +96,7 @@ async def test_help_that_hangs_holds_up_the_end_of_a_wait_no_longer_than_its_tim
     site = site_that(hanging, clock, {0: "FINISHED"})
     began = time.monotonic()
     statuses = await wait_until_ended({handle(number): site for number in range(10)}, reopen=no_reopen)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 1.5  # one after another they would take 2 s
     assert {status.state for status in statuses.values()} == {RunState.FINISHED}
     assert len(warnings(caplog)) == 10
 

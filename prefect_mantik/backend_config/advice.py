@@ -20,6 +20,8 @@ _RETIRED = {
     ),
 }
 
+_UNICORE_PATH = re.compile(r"/rest/core/?$")
+
 _RUN_ON = ("PreRunCommandOn", "PostRunCommandOn")
 
 
@@ -36,6 +38,8 @@ def advice(config: Mapping[str, Any]) -> Iterator[ConfigFinding]:
 def _advice(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield from _resources(config)
     yield from _retired(config)
+    if isinstance(url := config.get("UnicoreApiUrl"), str) and not _UNICORE_PATH.search(url):
+        yield "UnicoreApiUrl", "does not end in /rest/core: UNICORE's REST API is at https://<gateway>/<SITE>/rest/core"
     environment = part_of(config, "Environment")
     for name, value in part_of(environment, "Variables").items():
         if isinstance(value, bool):

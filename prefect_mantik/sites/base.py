@@ -106,6 +106,7 @@ class Site(ABC):
         project_id: Of the platform's project, where the site was opened for one.
         name: What to call it.
         kind: Which kind of site it is.
+        road: How runs get there, in a person's words.
         capabilities: What it can do.
         ends_duplicates: Whether the younger of two live jobs under one key is cancelled; else we stop and ask.
         settle: Seconds of clean looks that prove the absence of a job after an ambiguous answer.
@@ -114,6 +115,7 @@ class Site(ABC):
     """
 
     kind: ClassVar[SiteKind]
+    road: ClassVar[str]
 
     reference: str | None
     project_id: UUID | None = None

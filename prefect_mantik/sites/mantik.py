@@ -126,6 +126,7 @@ class PlatformSite(Site):
     """
 
     kind: ClassVar[SiteKind] = "mantik"
+    road: ClassVar[str] = "through the platform"
 
     def __init__(self, block: MantikSite, project: MantikProject | None = None) -> None:
         self._block, self._project = block, project

@@ -64,7 +64,7 @@ async def submit(
         await ledger.open(key, attempt, site)
         handle = await _post_and_find(site, spec, key, attempt, ledger)
         await ledger.close(key)
-    run_logger().info("Submitted %s%s", handle.describe(), _see(handle))
+    run_logger().info("Submitted %s, %s%s", handle.describe(), site.road, _see(handle))
     return handle
 
 
@@ -100,9 +100,9 @@ async def _decide(
     latest = max(found, key=lambda handle: handle.attempt)
     if live or done:
         taken = (done or live)[0]
+        _same_description(spec, key, taken, shared)
         if done and live:
             await _end_leftovers(site, key, taken, live)
-        _same_description(spec, key, taken, shared)
         _say_found(taken, statuses[taken])
         return taken, taken.attempt
     ended = statuses[latest]

@@ -22,7 +22,7 @@ import httpx
 from pydantic import SecretStr, ValidationError
 
 from prefect_mantik.api import Call, JsonApi
-from prefect_mantik.errors import ConfigurationError, LoginRefused, RequestFailed, ServiceUnavailable
+from prefect_mantik.errors import ConfigurationError, LoginRefused, NotFound, RequestFailed, ServiceUnavailable
 from prefect_mantik.log import run_logger
 from prefect_mantik.loop import SingleFlight
 from prefect_mantik.unicore.schemas import SiteProperties
@@ -56,10 +56,11 @@ class Credential(Protocol):
 
 @dataclass(frozen=True)
 class Password:
-    """User name and password."""
+    """User name and password; `where` says what holds them, for messages."""
 
     username: str
     password: SecretStr
+    where: str = field(default="", compare=False)
 
     async def authorization(self) -> str:
         """See `Credential`."""
@@ -282,6 +283,8 @@ class UnicoreLogin:
         try:
             return await self._api.fetch(call)
         except RequestFailed as error:
+            if error.status == httpx.codes.NOT_FOUND:
+                raise _no_site(self._api.base_url, error) from None
             if error.status not in (401, 403) and not isinstance(error, LoginRefused):
                 raise
             words = error.detail
@@ -293,7 +296,8 @@ class UnicoreLogin:
         if self._preferences:
             hints.append(f"Or the account may not use the preferences {self._preferences[PREFERENCES]}. ")
         error = LoginRefused(
-            f"{self._api.base_url} refused the login of {self._credential.username!r}: {words.rstrip('.')}. "
+            f"{self._api.base_url} refused the login of {self._credential.username!r}"
+            f"{_held(self._credential)}: {words.rstrip('.')}. "
             f"{''.join(hints)}Check the credentials; they are not tried again until they change.",
             method="GET",
             path="/rest/core",
@@ -302,6 +306,22 @@ class UnicoreLogin:
         )
         self._refused = authorization, error
         return _again(error)
+
+
+def _no_site(url: str, error: RequestFailed) -> NotFound:
+    return NotFound(
+        f"There is no UNICORE site at {url} ({error.detail}). A site's API URL is https://<gateway>/<SITE>/rest/core: "
+        "check the host and the name of the site.",
+        method=error.method,
+        path=error.path,
+        status=error.status,
+        detail=error.detail,
+    )
+
+
+def _held(credential: Credential) -> str:
+    where = getattr(credential, "where", "")
+    return f" ({where})" if where and where != credential.username else ""
 
 
 def _again(error: LoginRefused) -> LoginRefused:

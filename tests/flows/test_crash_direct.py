@@ -73,7 +73,7 @@ def birch(sandbox: SandboxProcess) -> Iterator[UnicoreRoad]:
             {"action": "delay_after", "seconds": 30, "method": "POST", "route": JOBS}, id="the answer was under way"
         ),
         pytest.param(
-            {"action": "late", "status": None, "seconds": 6, "method": "POST", "route": JOBS},
+            {"action": "late", "status": None, "seconds": 4, "method": "POST", "route": JOBS},
             id="and the site took it later",
         ),
         pytest.param(

@@ -89,7 +89,11 @@ class UnicoreSite(Block):
     @field_validator("api_url")
     @classmethod
     def _is_a_url(cls, value: str) -> str:
-        return check_url(value, form="https://<gateway>/<SITE>/rest/core")
+        form = "https://<gateway>/<SITE>/rest/core"
+        url = check_url(value, form=form).rstrip("/")
+        if not url.endswith("/rest/core"):
+            raise ValueError(f"does not end in /rest/core: UNICORE's REST API is at {form}")
+        return url
 
     @field_validator("uid", "group")
     @classmethod

@@ -90,6 +90,7 @@ class DirectUnicoreSite(Site):
     """
 
     kind: ClassVar[SiteKind] = "unicore"
+    road: ClassVar[str] = "directly by UNICORE"
     ends_duplicates = True
 
     def __init__(self, settings: Settings, client: UnicoreClient, project: MantikProject | None = None) -> None:

@@ -75,8 +75,13 @@ def run_status(job: JobProperties, now: datetime, details: str = "") -> RunStatu
         state = RunState.FAILED
     if state is RunState.FAILED:
         state, reason = _why(job, details)
-    waited, total = job.seconds("queued"), job.seconds("total")
+    main, total = job.seconds("main"), job.seconds("total")
     begin = job.submission_time
+    end = begin + timedelta(seconds=total) if begin and total is not None and state.is_end else None
+    # From the end: a job may have waited for its files before it was queued, which no phase counts.
+    start = end - timedelta(seconds=main + (job.seconds("stage-out") or 0)) if end and main is not None else None
+    if start is None and end and begin and (waited := job.seconds("queued")) is not None:
+        start = begin + timedelta(seconds=waited)
     return RunStatus(
         state=state,
         reason=reason,
@@ -84,8 +89,8 @@ def run_status(job: JobProperties, now: datetime, details: str = "") -> RunStatu
         message=" ".join(job.status_message.split()),
         exit_code=job.exit_code,
         queued_at=begin,
-        started_at=begin + timedelta(seconds=waited) if begin and waited is not None else None,
-        ended_at=begin + timedelta(seconds=total) if begin and total is not None and state.is_end else None,
+        started_at=start,
+        ended_at=end,
         observed_at=now,
     )
 
