@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict
 from prefect_mantik.api import impatient
 from prefect_mantik.credentials import MantikCredentials
 from prefect_mantik.documents import aload_block
-from prefect_mantik.environment import foreign_tracking_credentials, read_variables
+from prefect_mantik.environment import read_variables
 from prefect_mantik.errors import MantikError
+from prefect_mantik.foreign_credentials import foreign_tracking_credentials
 from prefect_mantik.sites.base import Finding
 from prefect_mantik.sites.opening import SITE_BLOCKS, open_site
 

@@ -22,10 +22,10 @@ from prefect_mantik.environment import (
     RuntimeContext,
     check_api_url,
     check_tracking_uri,
-    foreign_tracking_credentials,
     read_variables,
 )
 from prefect_mantik.errors import EnvironmentInvalid
+from prefect_mantik.foreign_credentials import foreign_tracking_credentials
 
 A_UUID = "0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9"
 SECRET = "hunter2-Zq9"

@@ -17,7 +17,7 @@ ROOT = Path(prefect_mantik.__file__).parent
 
 LEVELS = (
     {"errors"},
-    {"runs", "environment", "backend_config", "mlproject", "log", "loop"},
+    {"runs", "environment", "foreign_credentials", "backend_config", "mlproject", "log", "loop"},
     {"api", "git"},
     {"staging"},
     {"platform", "unicore"},

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, SecretStr
 from prefect_mantik.api import TOTAL_TIMEOUT, BearerLogin, Call, JsonApi
 from prefect_mantik.errors import NotFound, RequestFailed, ServiceUnavailable
 from prefect_mantik.loop import per_process
-from prefect_mantik.platform import LastingToken, PlatformTokens, platform_client
+from prefect_mantik.platform import PlatformTokens, platform_client
 from prefect_mantik.runs import MetricValue
 
 _MLFLOW = "/api/2.0/mlflow"
@@ -106,10 +106,11 @@ class TrackingClient:
         return found
 
     async def _one_by_one(self, run_ids: Sequence[str], timeout: float) -> dict[str, TrackedRun]:
-        runs = await asyncio.gather(*(self._run(run_id, timeout) for run_id in run_ids))
+        runs = await asyncio.gather(*(self.run(run_id, timeout) for run_id in run_ids))
         return {run.run_id: run for run in runs if run}
 
-    async def _run(self, run_id: str, timeout: float) -> TrackedRun | None:
+    async def run(self, run_id: str, timeout: float = POLL_TIMEOUT) -> TrackedRun | None:
+        """One run; None where the server has none of this id."""
         try:
             answer = await self.call("GET", "runs/get", params={"run_id": run_id}, timeout=timeout)
         except NotFound:
@@ -138,14 +139,6 @@ class TrackingClient:
         if end_time:
             body["end_time"] = int(end_time.timestamp() * 1000)
         await self.call("POST", "runs/update", body, timeout=POLL_TIMEOUT)
-
-    async def run(self, run_id: str, *, timeout: float = POLL_TIMEOUT) -> TrackedRun | None:
-        """One run; None where the server has none of this id."""
-        return await self._run(run_id, timeout)
-
-    async def lasting_token(self) -> LastingToken:
-        """A token of the account with at least half of its life before it, for a job that takes it along."""
-        return await self.tokens.lasting()
 
     async def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags of a run."""

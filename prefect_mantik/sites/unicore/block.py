@@ -124,6 +124,8 @@ class UnicoreSite(Block):
         Raises:
             ConfigurationError: The CA certificates cannot be read.
         """
+        if not self.verify:
+            _warn(self.api_url)
         preferences = {"uid": self.uid, "group": self.group}
         tls = Tls(self.ca_certificates, self.verify)
         try:
@@ -154,3 +156,9 @@ class UnicoreSite(Block):
             settle=self.settle,
         )
         return DirectUnicoreSite(settings, self.client(), project)
+
+
+@per_process
+def _warn(api_url: str) -> None:
+    """Say it once a process."""
+    run_logger().warning("The certificate of %s is not verified: anybody in between can read the login.", api_url)
