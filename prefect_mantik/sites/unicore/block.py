@@ -13,7 +13,8 @@ from prefect_mantik.credentials import DOCUMENTATION, LOGO, MantikConnection, Ma
 from prefect_mantik.documents import reference
 from prefect_mantik.environment import check_url
 from prefect_mantik.errors import ConfigurationError
-from prefect_mantik.loop import Tls, tls_context
+from prefect_mantik.log import run_logger
+from prefect_mantik.loop import Tls, per_process, tls_context
 from prefect_mantik.sites.unicore.login import credential_of
 from prefect_mantik.sites.unicore.site import DirectUnicoreSite, Settings
 from prefect_mantik.unicore import UnicoreClient, unicore_client
