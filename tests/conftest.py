@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,13 @@ class PrefectServer:
         """Ask the API as a browser does, past Prefect's client and our code."""
         import httpx
 
-        answer = httpx.request(method, f"{self.api_url}{path}", json=body, timeout=30, trust_env=False)
+        deadline = time.monotonic() + 20
+        while True:
+            answer = httpx.request(method, f"{self.api_url}{path}", json=body, timeout=30, trust_env=False)
+            # Prefect's own answer while its SQLite database is locked; its client tries again too.
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE or time.monotonic() > deadline:
+                break
+            time.sleep(0.3)
         answer.raise_for_status()
         return answer.json() if answer.content else None
 
