@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         RunState as RunState,
         RunStatus as RunStatus,
     )
-    from prefect_mantik.sites.mantik import MantikSite as MantikSite
+    from prefect_mantik.sites.mantik.block import MantikSite as MantikSite
     from prefect_mantik.sites.unicore.block import UnicoreSite as UnicoreSite
     from prefect_mantik.tasks import (
         aauthenticate as aauthenticate,
@@ -63,7 +63,7 @@ _HOMES = {
     "lifecycle": ("cancel_runs_of_flow",),
     "reports": ("apublish_comparison", "publish_comparison"),
     "runs": ("Reason", "RunHandle", "RunKey", "RunMetrics", "RunResult", "RunSpec", "RunState", "RunStatus"),
-    "sites.mantik": ("MantikSite",),
+    "sites.mantik.block": ("MantikSite",),
     "sites.unicore.block": ("UnicoreSite",),
     "tasks": (
         "aauthenticate",

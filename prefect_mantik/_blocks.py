@@ -2,7 +2,7 @@
 
 from prefect_mantik.credentials import MantikConnection, MantikCredentials, MantikProject, UnicoreCredentials
 from prefect_mantik.jobs import TrainingJob
-from prefect_mantik.sites.mantik import MantikSite
+from prefect_mantik.sites.mantik.block import MantikSite
 from prefect_mantik.sites.unicore.block import UnicoreSite
 
 __all__ = [

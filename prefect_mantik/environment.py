@@ -219,7 +219,7 @@ _PAIRS = (
 class _Variables(BaseModel):
     """Fields whose aliases are the names of environment variables."""
 
-    model_config = ConfigDict(frozen=True, populate_by_name=True, hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, populate_by_name=True, hide_input_in_errors=True, defer_build=True)
 
     @field_validator("*", mode="before")
     @classmethod

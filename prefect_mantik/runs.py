@@ -1,4 +1,7 @@
-"""What a run is: its description, its key, the handle that finds it again, its state, its result."""
+"""What a run is: its description, its key, the handle that finds it again, its state, its result.
+
+The models are built when they are first used (`defer_build`), since every flow imports this module.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ ORIGIN_LENGTH = 8
 class CodeRepository(BaseModel):
     """A code repository of the platform, at a branch or a commit (the commit wins, as on the platform)."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     repository_id: UUID
     branch: str | None = None
@@ -51,7 +54,7 @@ class GitCode(BaseModel):
         ref: Branch, tag or full commit.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     url: str = Field(min_length=1)
     ref: str = Field(min_length=1)
@@ -64,7 +67,7 @@ class CodeDirectory(BaseModel):
         path: Of the directory.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     path: str = Field(min_length=1)
 
@@ -72,7 +75,7 @@ class CodeDirectory(BaseModel):
 class DataRepository(BaseModel):
     """A data repository of the platform, at a branch or a commit."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     repository_id: UUID
     branch: str | None = None
@@ -85,7 +88,7 @@ class RunSpec(BaseModel):
     Two specs with the same `digest` ask for the same thing.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     entry_point: str = "main"
     parameters: Mapping[str, ParameterValue] = Field(default_factory=dict)
@@ -116,7 +119,7 @@ class RunKey(BaseModel):
         root_flow_run_id: The root of the tree of flow runs; None for scope "origin".
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     name: str
     scope: Scope = "flow"
@@ -233,7 +236,7 @@ class RunStatus(BaseModel):
         life_at: The newest trace that the run itself left (a metric, a start, an end).
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     state: RunState
     reason: Reason | None = None
@@ -280,7 +283,7 @@ class RunHandle(BaseModel):
         links: Where to look, by name.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     site: str | None
     site_name: str
@@ -325,7 +328,7 @@ class RunResult(BaseModel):
         log_tail: The last lines of its log, where the site shows one.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     handle: RunHandle
     status: RunStatus
@@ -353,7 +356,7 @@ class MetricValue(BaseModel):
         time: When it was logged.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     value: float
     step: int
@@ -370,7 +373,7 @@ class RunMetrics(BaseModel):
         tags: MLflow tags.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     handle: RunHandle
     final: Mapping[str, MetricValue]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -21,10 +21,12 @@ from prefect_mantik.documents import aload_block, reference
 from prefect_mantik.errors import MetricMissing, NotSupported, RunsFailed, SubmitsFailed
 from prefect_mantik.jobs import TrainingJob, TrainingRun, as_handle
 from prefect_mantik.loop import acall, call
-from prefect_mantik.platform import LoginInfo
+from prefect_mantik.results import LoginInfo, ModelVersion
 from prefect_mantik.runs import IfEnded, ParameterValue, RunHandle, RunMetrics, RunResult, Scope
 from prefect_mantik.sites.opening import tracking_of
-from prefect_mantik.tracking import ModelVersion, TrackingClient, final_metrics, register
+
+if TYPE_CHECKING:
+    from prefect_mantik.tracking import TrackingClient
 
 Run: TypeAlias = RunHandle | RunResult | TrainingRun
 """Anything that stands for a run."""
@@ -358,6 +360,8 @@ async def _authenticate(credentials: MantikCredentials | str) -> LoginInfo:
 async def _gather(handles: list[RunHandle], history: Sequence[str] | None) -> list[RunMetrics]:
     if history is not None:
         raise NotSupported("history is not in this version: final metrics are gathered without it.")
+    from prefect_mantik.tracking import final_metrics
+
     accounts: dict[TrackingClient, list[RunHandle]] = {}
     for handle in handles:
         accounts.setdefault(await tracking_of(handle), []).append(handle)
@@ -368,6 +372,8 @@ async def _gather(handles: list[RunHandle], history: Sequence[str] | None) -> li
 
 async def _register(run: Run | RunMetrics, name: str) -> ModelVersion:
     handle = run.handle if isinstance(run, RunMetrics) else as_handle(run)
+    from prefect_mantik.tracking import register
+
     return await register(await tracking_of(handle), handle, name=name)
 
 

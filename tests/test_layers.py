@@ -17,7 +17,7 @@ ROOT = Path(prefect_mantik.__file__).parent
 
 LEVELS = (
     {"errors"},
-    {"runs", "environment", "foreign_credentials", "backend_config", "mlproject", "log", "loop"},
+    {"runs", "results", "environment", "foreign_credentials", "backend_config", "mlproject", "log", "loop"},
     {"api", "git"},
     {"staging"},
     {"platform", "unicore"},

@@ -10,7 +10,7 @@ from time import time as wall_clock
 from uuid import UUID
 
 import httpx
-from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic import SecretStr, ValidationError
 
 from prefect_mantik.api import HTML_PAGE, Call, JsonApi, server_time
 from prefect_mantik.errors import LoginRefused, RequestFailed, ServiceUnavailable
@@ -18,6 +18,7 @@ from prefect_mantik.log import run_logger
 from prefect_mantik.loop import SingleFlight
 from prefect_mantik.platform.endpoints import Endpoint
 from prefect_mantik.platform.schemas import TokenAnswer
+from prefect_mantik.results import LoginInfo
 
 MAX_MARGIN = 60.0
 """A token is renewed this many seconds before it ends, or at about four fifths of its life if that is later."""
@@ -27,20 +28,6 @@ _WHOLE_SECOND = 1.0
 
 _REFUSALS = (400, 401, 403)
 """With words of the platform's own: a gateway's page says nothing of the password."""
-
-
-class LoginInfo(BaseModel):
-    """Who is logged in. Never holds a token.
-
-    Attributes:
-        username: The platform's user name.
-        user_id: Its id there, from the token; None where the token does not tell.
-        expires_at: When the present access token ends; it is renewed by itself.
-    """
-
-    username: str
-    user_id: UUID | None
-    expires_at: datetime
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Announcement(BaseModel):
         receipt: What the site called the job, where it said that it took it.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     attempt: int
     site: str | None = None
@@ -83,7 +83,7 @@ class Ledger(Protocol):
 class Finding(BaseModel):
     """One line of a check: what was tried, whether it works, and what to do if not."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     what: str
     ok: bool

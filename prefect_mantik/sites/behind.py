@@ -38,6 +38,11 @@ class JobsBehind:
         self._jobs = UnicoreJobs(self._client)
         self._names, self._looking = _names_at(self._client)
 
+    async def freshened(self, tracked: dict[RunHandle, RunStatus]) -> dict[RunHandle, RunStatus]:
+        """What MLflow says of runs, and what their site says of those that have not finished."""
+        at_site = await self.statuses([run for run, told in tracked.items() if told.state is not RunState.FINISHED])
+        return {run: fresher(told, at_site.get(run)) for run, told in tracked.items()}
+
     async def statuses(self, handles: Sequence[RunHandle]) -> dict[RunHandle, RunStatus]:
         """The statuses of those runs whose jobs the site shows; trouble is said once, and leaves runs out."""
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from prefect_mantik.credentials import MantikProject
 from prefect_mantik.documents import aload_block
@@ -10,11 +10,12 @@ from prefect_mantik.errors import NotSupported
 from prefect_mantik.log import run_logger
 from prefect_mantik.loop import per_process
 from prefect_mantik.runs import RunHandle
-from prefect_mantik.sites import mlflow_runs
 from prefect_mantik.sites.base import Site
-from prefect_mantik.sites.mantik import MantikSite
+from prefect_mantik.sites.mantik.block import MantikSite
 from prefect_mantik.sites.unicore.block import UnicoreSite
-from prefect_mantik.tracking import TrackingClient
+
+if TYPE_CHECKING:
+    from prefect_mantik.tracking import TrackingClient
 
 AnySite: TypeAlias = MantikSite | UnicoreSite
 """Any site block: the union of the concrete ones, never a base class (Prefect would load the base class)."""
@@ -67,6 +68,8 @@ async def tracking_of(handle: RunHandle) -> TrackingClient:
     """The tracking server of a run, as the account that submitted it."""
     if handle in _made_in_code():
         return _made_in_code()[handle][1]
+    from prefect_mantik.sites import mlflow_runs
+
     found = await mlflow_runs.tracking_of(handle, None)
     if found is None:
         raise _unreachable(handle, "account")

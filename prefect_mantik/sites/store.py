@@ -18,7 +18,7 @@ class FileInfo(BaseModel):
         modified: Last change, where the store tells.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     path: str
     is_directory: bool

@@ -2,31 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
-
 from prefect_mantik.errors import NotFound, RequestFailed, ServiceUnavailable
+from prefect_mantik.results import ModelVersion
 from prefect_mantik.runs import RunHandle
 from prefect_mantik.tracking.client import TrackingClient
-
-
-class ModelVersion(BaseModel):
-    """A version of a registered model.
-
-    Attributes:
-        name: Of the registered model.
-        version: As MLflow numbers it.
-        source: Where the files lie.
-        run_id: MLflow run that made it.
-        link: Where to look at it.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    version: str
-    source: str
-    run_id: str
-    link: str
 
 
 async def register(client: TrackingClient, handle: RunHandle, *, name: str) -> ModelVersion:

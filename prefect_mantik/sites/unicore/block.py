@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect.blocks.core import Block
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from prefect_mantik.backend_config import check_backend_config, parse_backend_config
 from prefect_mantik.credentials import DOCUMENTATION, LOGO, MantikConnection, MantikProject, UnicoreCredentials
 from prefect_mantik.documents import reference
 from prefect_mantik.environment import check_url
 from prefect_mantik.errors import ConfigurationError
 from prefect_mantik.log import run_logger
 from prefect_mantik.loop import Tls, per_process, tls_context
-from prefect_mantik.sites.unicore.login import credential_of
-from prefect_mantik.sites.unicore.site import DirectUnicoreSite, Settings
-from prefect_mantik.unicore import UnicoreClient, unicore_client
+
+if TYPE_CHECKING:
+    from prefect_mantik.sites.unicore.site import DirectUnicoreSite
+    from prefect_mantik.unicore import UnicoreClient
 
 SETTLE = 60.0
 """Seconds of clean looks after which a site has no job: a gateway gives a request up before that."""
@@ -105,6 +105,8 @@ class UnicoreSite(Block):
 
     @model_validator(mode="after")
     def _is_a_backend_config(self) -> UnicoreSite:
+        from prefect_mantik.backend_config import check_backend_config
+
         named = self.backend_config.get("UnicoreApiUrl", self.api_url)
         if str(named).rstrip("/") != self.api_url.rstrip("/"):
             raise ValueError(f"the backend config is for {named}, the site for {self.api_url}")
@@ -125,6 +127,9 @@ class UnicoreSite(Block):
         Raises:
             ConfigurationError: The CA certificates cannot be read.
         """
+        from prefect_mantik.sites.unicore.login import credential_of
+        from prefect_mantik.unicore import unicore_client
+
         if not self.verify:
             _warn(self.api_url)
         preferences = {"uid": self.uid, "group": self.group}
@@ -145,6 +150,9 @@ class UnicoreSite(Block):
 
     def open(self, project: MantikProject | None = None) -> DirectUnicoreSite:
         """Give what talks to the site. `project` is needed to submit."""
+        from prefect_mantik.backend_config import parse_backend_config
+        from prefect_mantik.sites.unicore.site import DirectUnicoreSite, Settings
+
         saved = reference(self)
         config = parse_backend_config(self.whole_config)
         settings = Settings(

@@ -1,4 +1,4 @@
-"""Sites reached through the Mantik platform: the block and what talks.
+"""Sites reached through the Mantik platform: what talks.
 
 What the platform is proven to do carries everything: it takes runs, and its MLflow server shows them. A run is found
 again by its name, which holds the site key; its state is the MLflow run's. What no public source shows of the platform
@@ -10,21 +10,20 @@ from __future__ import annotations
 import builtins
 from collections.abc import Awaitable, Hashable, Mapping, Sequence
 from datetime import datetime, timezone
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID
 
-from prefect.blocks.core import Block
-from pydantic import ConfigDict, Field, ValidationError, field_validator
+from pydantic import ValidationError
 
-from prefect_mantik.backend_config import backend_kind, check_backend_config, site_label, with_variables
-from prefect_mantik.credentials import DOCUMENTATION, LOGO, MantikConnection, MantikCredentials, MantikProject
+from prefect_mantik.backend_config import backend_kind, site_label, with_variables
+from prefect_mantik.credentials import MantikCredentials, MantikProject
 from prefect_mantik.documents import reference
 from prefect_mantik.errors import ConfigurationError, KeyInUse, MantikError, NotFound, NotSupported, RequestFailed
 from prefect_mantik.log import run_logger
 from prefect_mantik.platform.schemas import submit_body
 from prefect_mantik.runs import CodeRepository, RunHandle, RunKey, RunSpec, RunState, RunStatus, SiteKind
 from prefect_mantik.sites.base import OUR_PREFIX, Capability, Finding, Site, not_found
-from prefect_mantik.sites.behind import JobsBehind, fresher
+from prefect_mantik.sites.behind import JobsBehind
 from prefect_mantik.sites.diagnosis import Diagnosis
 from prefect_mantik.sites.mlflow_runs import close_mlflow_run
 from prefect_mantik.sites.tracked import (
@@ -39,79 +38,10 @@ from prefect_mantik.sites.tracked import (
 )
 from prefect_mantik.tracking import TrackedRun, client
 
-SETTLE = 120.0
-"""Seconds of clean looks after which the platform has no run: not established for the platform, so generous."""
+if TYPE_CHECKING:
+    from prefect_mantik.sites.mantik.block import MantikSite
 
 _REACH_IT = "the platform's web interface, or the site itself when it is used directly"
-
-
-class MantikSite(Block):
-    """Supercomputing site that runs are sent to through the Mantik platform.
-
-    Example:
-        ```python
-        from prefect_mantik import MantikSite
-
-        site = MantikSite.load("BLOCK_NAME")
-        ```
-    """
-
-    _block_type_name = "Mantik Site"
-    _block_type_slug = "mantik-site"
-    _documentation_url = DOCUMENTATION  # type: ignore[assignment]
-    _logo_url = LOGO  # type: ignore[assignment]
-
-    model_config = ConfigDict(hide_input_in_errors=True)
-
-    connection: MantikConnection = Field(
-        title="Connection", description="Connection with the login for the site, kept by the platform."
-    )
-    backend_config: dict[str, Any] = Field(
-        title="Compute backend config",
-        description="Mantik's compute backend config as a JSON object: the site's URL, resources and environment.",
-    )
-    settle: float = Field(
-        default=SETTLE,
-        title="Settle time",
-        description="Seconds without a trace of a run that prove its absence after an unclear answer.",
-        ge=0,
-    )
-    silence_warning: float = Field(
-        default=1800,
-        title="Silence warning",
-        description="Seconds without a sign of life of a running run after which a wait warns. 0 for never.",
-        ge=0,
-    )
-    silence_limit: float = Field(
-        default=0,
-        title="Silence limit",
-        description="Seconds without a sign of life after which a wait stops and asks. 0 for never.",
-        ge=0,
-    )
-
-    ask_site: bool = Field(
-        default=True,
-        title="Ask the site itself",
-        description="Where the site speaks UNICORE, use the Connection's login for fresh states, logs and cancelling.",
-    )
-
-    @field_validator("backend_config")
-    @classmethod
-    def _is_a_backend_config(cls, value: dict[str, Any]) -> dict[str, Any]:
-        try:
-            check_backend_config(value)
-        except ConfigurationError as error:
-            raise ValueError(str(error)) from None
-        return value
-
-    @property
-    def whole_config(self) -> dict[str, Any]:
-        """The compute backend config."""
-        return self.backend_config
-
-    def open(self, project: MantikProject | None = None) -> PlatformSite:
-        """Give what talks to the site. `project` is needed to submit."""
-        return PlatformSite(self, project)
 
 
 class PlatformSite(Site):
@@ -224,9 +154,7 @@ class PlatformSite(Site):
         """What the site itself says counts more, where it can be asked."""
         if self._behind is None:
             return tracked
-        open_runs = [handle for handle, status in tracked.items() if status.state is not RunState.FINISHED]
-        at_site = await self._behind.statuses(open_runs)
-        return {handle: fresher(status, at_site.get(handle)) for handle, status in tracked.items()}
+        return await self._behind.freshened(tracked)
 
     async def tend(self, statuses: Mapping[RunHandle, RunStatus]) -> float | None:
         """Close the MLflow run of a job that the site says has ended. See `Site.tend`."""

@@ -1,0 +1,1 @@
+"""Sites reached through the Mantik platform: the block, and what talks."""
