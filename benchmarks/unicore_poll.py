@@ -282,8 +282,8 @@ def main() -> int:
     most = max(seen.most for seen, _ in polls)
     told = ", then ".join(f"{len(seen.requests)} in {seconds * 1000:.0f} ms" for seen, seconds in polls)
     print(
-        f"  {JOBS_AT_ONCE} waiting jobs polled at once, twice: {most} requests in flight at most ({told}; the first "
-        f"time tokens are written too), target {REQUESTS_IN_FLIGHT}, {verdict(most <= REQUESTS_IN_FLIGHT)}"
+        f"  {JOBS_AT_ONCE} waiting jobs polled at once, twice: {most} requests in flight at most ({told}), "
+        f"target {REQUESTS_IN_FLIGHT}, {verdict(most <= REQUESTS_IN_FLIGHT)}"
     )
     print("  requests are counted in this process, around httpx.AsyncClient.send, until the whole answer is read")
     print(
