@@ -6,8 +6,8 @@ RUN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 STAMP := $(VENV)/.built
 
-.PHONY: help demo sandbox test lint format all-slow unicore-test conformance-test clean
-.PHONY: bench bench-import bench-unicore bench-demo
+.PHONY: help demo sandbox test lint format all-slow unicore-test conformance-test fault-test fault-patterns clean
+.PHONY: bench bench-import bench-unicore bench-firecrest bench-demo
 .DEFAULT_GOAL := help
 
 help:
@@ -16,7 +16,9 @@ help:
 	@echo "make test      the fast tests"
 	@echo "make lint      ruff and mypy"
 	@echo "make all-slow  the slow suites: unicore-test (a real UNICORE server), conformance-test (other people's clients"
-	@echo "               and servers), bench (bench-import, bench-unicore, bench-demo)"
+	@echo "               and servers), fault-test (every fault at every step: build/fault-matrix.json),"
+	@echo "               fault-patterns (common ways to submit, under the same faults),"
+	@echo "               bench (bench-import, bench-unicore, bench-firecrest, bench-demo)"
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -41,7 +43,7 @@ sandbox: $(STAMP)
 test: $(STAMP)
 	$(RUN)/python -m pytest -n 3 --dist loadfile -m "not slow and not network"
 
-all-slow: unicore-test conformance-test bench
+all-slow: unicore-test conformance-test fault-test fault-patterns bench
 
 # Needs java and mvn; where they are not there, the tests are skipped and say so.
 unicore-test: $(STAMP)
@@ -50,7 +52,15 @@ unicore-test: $(STAMP)
 conformance-test: $(STAMP)
 	$(RUN)/python -m pytest tests/conformance -m slow
 
-bench: bench-import bench-unicore bench-demo
+# Every kind of site, every fault, every step, with processes that are really killed: see tests/faults.
+fault-test: $(STAMP)
+	$(RUN)/python -m tests.faults
+
+# The same faults on three ways to submit from a flow that are in common use, beside ours.
+fault-patterns: $(STAMP)
+	$(RUN)/python -m tests.faults.patterns
+
+bench: bench-import bench-unicore bench-firecrest bench-demo
 
 bench-demo: $(STAMP)
 	$(RUN)/python benchmarks/demo_time.py
@@ -61,10 +71,14 @@ bench-import: $(STAMP)
 bench-unicore: $(STAMP)
 	$(RUN)/python benchmarks/unicore_poll.py
 
+bench-firecrest: $(STAMP)
+	$(RUN)/python benchmarks/firecrest_submits.py
+
 lint: $(STAMP)
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
+	$(RUN)/mypy --config-file tests/mypy.ini tests benchmarks
 
 format: $(STAMP)
 	$(RUN)/ruff check --fix .

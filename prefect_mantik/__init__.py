@@ -10,14 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prefect_mantik.credentials import (
+        FirecrestCredentials as FirecrestCredentials,
         MantikConnection as MantikConnection,
         MantikCredentials as MantikCredentials,
         MantikProject as MantikProject,
         UnicoreCredentials as UnicoreCredentials,
     )
     from prefect_mantik.environment import RuntimeContext as RuntimeContext
+    from prefect_mantik.flows.reap_runs import reap_runs as reap_runs
     from prefect_mantik.jobs import TrainingJob as TrainingJob, TrainingRun as TrainingRun
-    from prefect_mantik.lifecycle import cancel_runs_of_flow as cancel_runs_of_flow
+    from prefect_mantik.lifecycle.heartbeat import (
+        acrash_runs_of_dead_hosts as acrash_runs_of_dead_hosts,
+        crash_runs_of_dead_hosts as crash_runs_of_dead_hosts,
+    )
+    from prefect_mantik.lifecycle.hook import cancel_runs_of_flow as cancel_runs_of_flow
     from prefect_mantik.reports import (
         apublish_comparison as apublish_comparison,
         publish_comparison as publish_comparison,
@@ -32,6 +38,7 @@ if TYPE_CHECKING:
         RunState as RunState,
         RunStatus as RunStatus,
     )
+    from prefect_mantik.sites.firecrest.block import FirecrestSite as FirecrestSite
     from prefect_mantik.sites.mantik.block import MantikSite as MantikSite
     from prefect_mantik.sites.unicore.block import UnicoreSite as UnicoreSite
     from prefect_mantik.tasks import (
@@ -57,12 +64,21 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
-    "credentials": ("MantikConnection", "MantikCredentials", "MantikProject", "UnicoreCredentials"),
+    "credentials": (
+        "FirecrestCredentials",
+        "MantikConnection",
+        "MantikCredentials",
+        "MantikProject",
+        "UnicoreCredentials",
+    ),
     "environment": ("RuntimeContext",),
+    "flows.reap_runs": ("reap_runs",),
     "jobs": ("TrainingJob", "TrainingRun"),
-    "lifecycle": ("cancel_runs_of_flow",),
+    "lifecycle.heartbeat": ("acrash_runs_of_dead_hosts", "crash_runs_of_dead_hosts"),
+    "lifecycle.hook": ("cancel_runs_of_flow",),
     "reports": ("apublish_comparison", "publish_comparison"),
     "runs": ("Reason", "RunHandle", "RunKey", "RunMetrics", "RunResult", "RunSpec", "RunState", "RunStatus"),
+    "sites.firecrest.block": ("FirecrestSite",),
     "sites.mantik.block": ("MantikSite",),
     "sites.unicore.block": ("UnicoreSite",),
     "tasks": (

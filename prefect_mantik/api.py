@@ -109,11 +109,13 @@ class Call:
         params: Query parameters.
         json: Body, or
         content: body as bytes, or
-        upload: a file that is the body.
+        upload: a file that is the body, or
+        files: parts of a multipart form, as httpx takes them.
         headers: More headers, such as `Accept`.
         repeatable: Whether the call may be made again after an answer that leaves open whether it was served. Where
             False, it is made again only after a 429 or when no connection came about.
         timeout: Seconds for the call with all its repeats; one try of a repeatable call takes half of it at most.
+        try_timeout: Seconds that one try may take at most.
         hide: Secrets that the request holds: a server may repeat them, an error must not.
     """
 
@@ -124,9 +126,11 @@ class Call:
     json: Any = field(default=None, repr=False)
     content: bytes | None = field(default=None, repr=False)
     upload: Path | None = field(default=None, repr=False)
+    files: Mapping[str, Any] | None = field(default=None, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     repeatable: bool = True
     timeout: float = TOTAL_TIMEOUT
+    try_timeout: float = math.inf
     hide: Sequence[str] = field(default=(), repr=False)
 
     def __str__(self) -> str:
@@ -175,7 +179,7 @@ class JsonApi:
     async def fetch(self, call: Call) -> httpx.Response:
         """As `call`, but return the whole response."""
         repeats = AsyncRetrying(
-            retry=retry_if_exception_type(_Repeat),
+            retry=retry_if_exception_type(Repeat),
             wait=_pause,
             stop=stop_before_delay(min(call.timeout, _patience.get())),
             before_sleep=_say_pause,
@@ -185,7 +189,7 @@ class JsonApi:
             async for attempt in repeats:
                 with attempt:
                     return await self._once(call)
-        except _Repeat as last:
+        except Repeat as last:
             failure = last.error
         raise failure
 
@@ -202,8 +206,8 @@ class JsonApi:
         try:
             request = self._request(call, who)
             # Uploads take long, as submits do: one slot is left for what is asked meanwhile.
-            async with calls_in_flight(self._account, repeatable=call.repeatable and call.upload is None):
-                with anyio.fail_after(min(call.timeout / 2 if call.repeatable else call.timeout, _patience.get())):
+            async with calls_in_flight(self._account, repeatable=call.repeatable and not (call.upload or call.files)):
+                with anyio.fail_after(self._seconds_for_one_try(call)):
                     return await self._client().send(request)
         except (httpx.LocalProtocolError, UnicodeEncodeError):
             failure: Exception = ConfigurationError(  # its own words would repeat the header
@@ -217,14 +221,18 @@ class JsonApi:
             failure = ServiceUnavailable(f"{call}: {what}", method=call.method, path=call.path)
         # Outside of `except`: httpx's errors hold the request with its secrets, and would be kept as a context.
         may_repeat = isinstance(failure, ServiceUnavailable) and (call.repeatable or not failure.sent)
-        raise _Repeat(failure) if isinstance(failure, ServiceUnavailable) and may_repeat else failure
+        raise Repeat(failure) if isinstance(failure, ServiceUnavailable) and may_repeat else failure
+
+    def _seconds_for_one_try(self, call: Call) -> float:
+        share = call.timeout / 2 if call.repeatable else call.timeout
+        return min(share, call.try_timeout, _patience.get())
 
     def _not_connected(self, call: Call, error: httpx.TransportError) -> RequestFailed:
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
             return RequestFailed(
                 f"{call}: the certificate of {self.base_url} is not trusted ({_cause(error)}). Nothing was sent. If "
-                "the site has a certificate authority of its own, give its certificates (`ca_certificates` of the "
-                "site's block).",
+                "the site has a certificate authority of its own, give its certificates: `ca_certificates` of a "
+                "UNICORE site's block, or a file named by SSL_CERT_FILE where the flow runs.",
                 method=call.method,
                 path=call.path,
             )
@@ -249,6 +257,7 @@ class JsonApi:
             params=call.params,
             json=call.json,
             content=_chunks(call.upload) if call.upload else call.content,
+            files=call.files,
             headers={"Accept": "application/json", **call.headers, **size, **who},
             timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT),
         )
@@ -257,12 +266,12 @@ class JsonApi:
         status = response.status_code
         if status == 429:
             error = self._error(ServiceUnavailable, call, response, "asks to slow down", sent=False)
-            return _Repeat(error, retry_after(response))
+            return Repeat(error, retry_after(response))
         if response.is_redirect:
             return self._error(ServiceUnavailable, call, response, "sends us elsewhere, which we do not follow")
         if status >= 500 or status in (408, 425):
             error = self._error(ServiceUnavailable, call, response, "could not answer")
-            return _Repeat(error, retry_after(response)) if call.repeatable else error
+            return Repeat(error, retry_after(response)) if call.repeatable else error
         if status == 401:
             return self._error(LoginRefused, call, response, f"refused the login of {self.username!r}")
         if status == 404:
@@ -273,9 +282,13 @@ class JsonApi:
         self, kind: type[RequestFailed], call: Call, response: httpx.Response, what: str, **more: Any
     ) -> RequestFailed:
         told = response.request.headers.get("Authorization", "").partition(" ")[2]
-        detail = _shortened(_hidden(explanation(response), [told, *call.hide]))
-        message = f"{call}: {self.name} {what} (HTTP {response.status_code}: {detail})."
+        detail = _shortened(_hidden(self._explained(response), [told, *call.hide]))
+        message = f"{call}: {self.name} {what} (HTTP {response.status_code}: {detail.rstrip('.')})."
         return kind(message, method=call.method, path=call.path, status=response.status_code, detail=detail, **more)
+
+    def _explained(self, response: httpx.Response) -> str:
+        """What the server said of an error."""
+        return explanation(response)
 
 
 def _quoted(value: object) -> str:
@@ -288,7 +301,7 @@ async def _chunks(path: Path) -> AsyncIterator[bytes]:
             yield chunk
 
 
-class _Repeat(Exception):
+class Repeat(Exception):
     """An answer after which the same call may be made again."""
 
     def __init__(self, error: RequestFailed, retry_after: float | None = None) -> None:
@@ -298,7 +311,7 @@ class _Repeat(Exception):
 
 def _pause(state: RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
-    told = error.retry_after if isinstance(error, _Repeat) else None
+    told = error.retry_after if isinstance(error, Repeat) else None
     jittered = _BACKOFF(state)
     return jittered if told is None else told + min(jittered, 1.0)
 
@@ -306,13 +319,17 @@ def _pause(state: RetryCallState) -> float:
 def _say_pause(state: RetryCallState) -> None:
     seconds = state.upcoming_sleep
     error = state.outcome.exception() if state.outcome else None
-    if seconds >= _SECONDS_WORTH_A_LINE and isinstance(error, _Repeat):
+    if seconds >= _SECONDS_WORTH_A_LINE and isinstance(error, Repeat):
         run_logger().warning("%s Asking again in %.0f s.", error.error, seconds)
 
 
 def retry_after(response: httpx.Response) -> float | None:
-    """Seconds that a server asks to wait, from the header Retry-After in either of its forms (RFC 9110, 10.2.3)."""
-    told = response.headers.get("Retry-After", "").strip()
+    """Seconds that a server asks to wait.
+
+    From the header Retry-After in either of its forms (RFC 9110, 10.2.3), or from RateLimit-Reset, which some gateways
+    send instead.
+    """
+    told = (response.headers.get("Retry-After") or response.headers.get("RateLimit-Reset", "")).strip()
     if told.isdigit():
         return float(told)
     until = _http_date(told)
@@ -337,7 +354,8 @@ def explanation(response: httpx.Response) -> str:
     """What a server said of an error, from the forms that servers in this field use.
 
     FastAPI: `detail`, a text or a list of findings (never with the input that it repeats). MLflow, FirecREST and the
-    compute backend: `message`. UNICORE: `errorMessage`. A gateway: an HTML page, of which the title is shown.
+    compute backend: `message`. UNICORE: `errorMessage`. Identity providers: `error_description`. A gateway: an HTML
+    page, of which the title is shown.
     """
     nothing = response.reason_phrase or "no explanation"
     try:
@@ -345,7 +363,7 @@ def explanation(response: httpx.Response) -> str:
     except ValueError:
         return _page_title(response.text).strip() or nothing
     if isinstance(body, dict):
-        known = (body.get(name) for name in ("detail", "message", "errorMessage", "error"))
+        known = (body.get(name) for name in ("detail", "message", "errorMessage", "error_description", "error"))
         body = next((text for text in known if text and isinstance(text, str | list)), "")
     if isinstance(body, list):
         body = "; ".join(_finding(item) for item in body)

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
+from uuid import UUID
 
 import typer
 
@@ -82,6 +83,54 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON li
         elif len(examined) == 1:
             typer.echo("No account or site is saved yet: `prefect-mantik blocks save FILE` saves some.")
     if not all(item.ok for item in examined):
+        raise typer.Exit(1)
+
+
+@app.command("runs")
+def runs(
+    flow_run: Annotated[UUID | None, typer.Option("--flow-run", help="Only those of this flow run.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Also those that have ended.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+) -> None:
+    """List the jobs of this Prefect server at all saved sites, by flow run. Ends with 1 where a site is silent."""
+    with _one_line_errors():
+        from prefect_mantik import run_lists
+        from prefect_mantik.loop import call
+
+        listed = call(run_lists.take, flow_run, everything)
+        if as_json:
+            typer.echo(json.dumps(listed.records(), indent=2))
+        else:
+            typer.echo("\n".join(listed.lines(shutil.get_terminal_size().columns)))
+        for sentence in listed.silent:
+            typer.echo(f"prefect-mantik: {sentence}", err=True)
+    if listed.silent:
+        raise typer.Exit(1)
+
+
+@app.command("cancel")
+def cancel(
+    jobs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[JOB]...", help="Ids of jobs, as `runs` shows them, or how they begin; or SITE/ID."),
+    ] = None,
+    flow_run: Annotated[UUID | None, typer.Option("--flow-run", help="All runs of this flow run.")] = None,
+) -> None:
+    """End jobs, or all runs of a flow run. Ends with 1 where something may be live."""
+    if bool(jobs) == bool(flow_run):
+        raise typer.BadParameter("name jobs, or a flow run with --flow-run")
+    with _one_line_errors():
+        from prefect_mantik import run_lists
+        from prefect_mantik.loop import call
+
+        ended = call(run_lists.cancel, jobs or [], flow_run)
+        for handle in ended.cancelled:
+            typer.echo(f"cancelled {handle.describe()} ({handle.remote_id})")
+        for sentence in ended.left:
+            typer.echo(f"prefect-mantik: {sentence}", err=True)
+        if not ended.cancelled and not ended.left:
+            typer.echo("nothing to cancel: no live job")
+    if ended.left:
         raise typer.Exit(1)
 
 

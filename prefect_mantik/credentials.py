@@ -25,6 +25,7 @@ from prefect_mantik.environment import MantikEnvironment, check_api_url, check_t
 from prefect_mantik.errors import EnvironmentInvalid
 
 if TYPE_CHECKING:
+    from prefect_mantik.firecrest import ClientCredentials
     from prefect_mantik.platform import PlatformClient
     from prefect_mantik.tracking import TrackingClient
     from prefect_mantik.unicore import Credential
@@ -267,6 +268,66 @@ class UnicoreCredentials(CredentialsBlock):
         if self.token.get_secret_value():
             return Token(self.token, reference(self) or "the token")
         return Password(self.username, self.password, reference(self) or "")
+
+
+class FirecrestCredentials(CredentialsBlock):
+    """Login for FirecREST sites: id and secret of a client that is registered with the site's identity provider.
+
+    Example:
+        Look at a site with pyfirecrest's own client:
+        ```python
+        from prefect_mantik import FirecrestCredentials
+
+        credentials = FirecrestCredentials.load("BLOCK_NAME")
+        client = credentials.get_client(
+            "https://api.example.org/hpc/firecrest/v2",
+            "https://auth.example.org/auth/realms/firecrest-clients/protocol/openid-connect/token",
+        )
+        print(client.systems())
+        ```
+    """
+
+    _block_type_name = "FirecREST Credentials"
+    _block_type_slug = "firecrest-credentials"
+    _documentation_url = DOCUMENTATION  # type: ignore[assignment]
+    _logo_url = LOGO  # type: ignore[assignment]
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    client_id: str = Field(
+        title="Client ID", description="Id of the client, from the site's portal for developers.", min_length=1
+    )
+    client_secret: SecretStr = Field(title="Client secret", description="Secret of that client.")
+    scope: str = Field(
+        default="",
+        title="Scope",
+        description="What the site's identity provider wants named with each token, such as openid. Mostly nothing.",
+    )
+
+    @field_validator("client_secret")
+    @classmethod
+    def _is_a_secret(cls, value: SecretStr) -> SecretStr:
+        return real_secret(value)
+
+    def get_client(self, api_url: str = "", token_url: str = "", *_: Any, **__: Any) -> Any:
+        """A client of pyfirecrest's for a site, with a time limit and tokens that live long enough.
+
+        Args:
+            api_url: FirecREST's API at the site, https://<host>/<platform>/firecrest/v2.
+            token_url: Where the site's identity provider gives tokens.
+
+        Raises:
+            ConfigurationError: A URL was not given, or cannot be used.
+        """
+        from prefect_mantik.firecrest.pyfirecrest_client import pyfirecrest_client
+
+        return pyfirecrest_client(self.credential(), api_url, token_url)
+
+    def credential(self) -> ClientCredentials:
+        """What proves who we are, for our own clients."""
+        from prefect_mantik.firecrest.login import ClientCredentials
+
+        return ClientCredentials(self.client_id, self.client_secret, reference(self) or "", self.scope)
 
 
 class MantikProject(Block):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import httpx
 
+from prefect_mantik.environment import variables_for_child
 from prefect_mantik.errors import MantikError
 from prefect_mantik.sandbox.process import SandboxProcess, start_sandbox
 from prefect_mantik.sandbox.watchdog import Watchdog
@@ -44,7 +45,7 @@ def run_demo(*, keep: bool = False) -> int:
         environment = server.wait_ready()
         _say(f"ready: platform {sandbox.url}, MLflow {sandbox.tracking_uri}, Prefect {server.url}", began)
         _run([sys.executable, "-m", "prefect_mantik.demo", "save", str(sandbox.env_file)], environment)
-        _say("training at alder and cedar through the platform, at birch directly by UNICORE ...", began)
+        _say("training at alder through the platform, at birch by UNICORE, at cedar by FirecREST ...", began)
         code = _run([sys.executable, "-m", "prefect_mantik.demo", "train"], environment, may_fail=True)
         if keep:
             _keep(sandbox, server, began)
@@ -60,11 +61,7 @@ class _PrefectServer:
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         self._environment = {
-            **{
-                name: value
-                for name, value in os.environ.items()
-                if not name.startswith(("PREFECT_", "MANTIK_", "MLFLOW_"))
-            },
+            **variables_for_child("PREFECT_", "MANTIK_", "MLFLOW_"),
             # Where a proxy is set: it has no way to this machine's loopback.
             **dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1,localhost"),
             "PREFECT_HOME": str(home),

@@ -67,6 +67,15 @@ def read_variables(env_file: str | Path | None = None) -> dict[str, str]:
     return from_file | dict(os.environ)
 
 
+def variables_for_child(*without: str) -> dict[str, str]:
+    """The variables of this process for a child process.
+
+    Args:
+        *without: What the names of those begin with that are left out.
+    """
+    return {name: value for name, value in os.environ.items() if not name.startswith(without)}
+
+
 def _read_file(path: Path) -> dict[str, str]:
     from dotenv.parser import parse_stream
 
@@ -362,11 +371,19 @@ def unicore_login(variables: Mapping[str, str] | None = None) -> tuple[str, Secr
     Raises:
         EnvironmentInvalid: One of them is missing or empty.
     """
+    return _pair("MANTIK_UNICORE_USERNAME", "MANTIK_UNICORE_PASSWORD", "UnicoreCredentials", variables)
+
+
+def firecrest_login(variables: Mapping[str, str] | None = None) -> tuple[str, SecretStr]:
+    """Client id and secret for FirecREST sites, from the variables of this process. As for `unicore_login`."""
+    return _pair("MANTIK_FIRECREST_CLIENT_ID", "MANTIK_FIRECREST_CLIENT_SECRET", "FirecrestCredentials", variables)
+
+
+def _pair(name: str, secret: str, block: str, variables: Mapping[str, str] | None) -> tuple[str, SecretStr]:
     given = os.environ if variables is None else variables
-    names = ("MANTIK_UNICORE_USERNAME", "MANTIK_UNICORE_PASSWORD")
-    missing = [name for name in names if not given.get(name)]
+    missing = [variable for variable in (name, secret) if not given.get(variable)]
     if missing:
         raise EnvironmentInvalid(
-            [f"{' and '.join(missing)} not set: set both or give the site a login (UnicoreCredentials or a Connection)"]
+            [f"{' and '.join(missing)} not set: set both or give the site a login ({block} or a Connection)"]
         )
-    return given[names[0]], SecretStr(given[names[1]])
+    return given[name], SecretStr(given[secret])

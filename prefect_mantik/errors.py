@@ -16,12 +16,12 @@
     │   ├── SubmitRefused             the site said no; no job exists
     │   ├── SubmitUnknown             the site cannot tell whether a job exists: we stop and ask
     │   ├── SubmitIncomplete          the site took the job and not its files: it waits for the next try
-    │   ├── KeyInUse                  the key belongs to a run with another description
+    │   ├── KeyInUse                  the key belongs to another run: description, site or child flow differ
     │   ├── RunEnded                  the key's run ended without success and `if_ended` is "raise"
     │   ├── DuplicateJobs             the site shows more than one live job under one key
     │   └── SubmitsFailed             some of several submits failed; carries the live handles
     ├── RunsFailed                    some of the runs waited for did not finish; carries all results
-    ├── WaitTimeout                   the caller's own timeout passed; the jobs were left alone
+    ├── WaitTimeout                   the caller's own timeout passed; says what became of the jobs
     ├── SiteSilent                    a run gave no sign of life for as long as its site's block allows
     └── MetricMissing                 no run has the metric that was asked for
 
@@ -122,6 +122,10 @@ class RequestFailed(MantikError):
 class LoginRefused(RequestFailed):
     """User name, password or token were refused. Not tried again until they change: centres lock accounts."""
 
+    def again(self) -> LoginRefused:
+        """A new object for another raise: one that is kept would gather the traceback of every caller."""
+        return LoginRefused(str(self), method=self.method, path=self.path, status=self.status, detail=self.detail)
+
 
 class NotFound(RequestFailed):
     """The server knows no such thing."""
@@ -165,7 +169,7 @@ class SubmitIncomplete(SubmitError):
 
 
 class KeyInUse(SubmitError):
-    """The key belongs to a run with another description."""
+    """The key belongs to a run with another description, at another site, or of another flow run of the same tree."""
 
 
 class RunEnded(SubmitError):
@@ -221,7 +225,7 @@ class RunsFailed(MantikError):
 
 
 class WaitTimeout(MantikError):
-    """The caller's own timeout passed before all runs ended. The jobs were left alone.
+    """The caller's own timeout passed before all runs ended. The message says what became of the jobs.
 
     Attributes:
         handles: The runs that had not ended.

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from prefect.blocks.abstract import JobBlock, JobRun
+from prefect.exceptions import Abort
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
+from prefect_mantik.cancelling import advise_reaper
 from prefect_mantik.credentials import DOCUMENTATION, LOGO, MantikProject
 from prefect_mantik.documents import aload_block
-from prefect_mantik.errors import ConfigurationError, NotSupported, RequestFailed, RunsFailed, ServiceUnavailable
+from prefect_mantik.errors import (
+    ConfigurationError,
+    NotSupported,
+    RequestFailed,
+    RunsFailed,
+    ServiceUnavailable,
+    SiteSilent,
+    WaitTimeout,
+)
 from prefect_mantik.ledger import FlowRunLedger, current_key, root_flow_run_id
 from prefect_mantik.log import run_logger, without_tokens
 from prefect_mantik.loop import acall, call
+from prefect_mantik.noticing import end_runs_if_cancelled, unless_cancelled
 from prefect_mantik.runs import (
     CodeDirectory,
     CodeRepository,
@@ -31,6 +43,9 @@ from prefect_mantik.runs import (
 from prefect_mantik.sites.base import Site
 from prefect_mantik.sites.opening import AnySite, remember, site_of
 from prefect_mantik.waiting.poller import wait_until_ended
+
+OnTimeout = Literal["leave", "cancel"]
+"""What becomes of jobs when the caller's own timeout passes."""
 
 LOG_LIMIT = 16 * 2**20
 """Bytes of a log that are fetched at once: its end."""
@@ -190,20 +205,23 @@ class TrainingRun(JobRun[RunResult]):
         """As `status`, awaited."""
         return await acall(status, self.handle)
 
-    def wait_for_completion(self, *, timeout: float | None = None) -> None:  # type: ignore[override]
+    def wait_for_completion(  # type: ignore[override]
+        self, *, timeout: float | None = None, on_timeout: OnTimeout = "leave"
+    ) -> None:
         """Wait until the run ended, well or not.
 
         Args:
-            timeout: Seconds after which to stop waiting; the job is left alone. None: no limit.
+            timeout: Seconds after which to stop waiting. None: no limit.
+            on_timeout: What then becomes of the job: "leave" it alone, or "cancel" it.
 
         Raises:
             WaitTimeout: The time passed first.
         """
-        call(wait, [self.handle], timeout=timeout)
+        hold([self.handle], timeout=timeout, on_timeout=on_timeout)
 
-    async def await_for_completion(self, *, timeout: float | None = None) -> None:
+    async def await_for_completion(self, *, timeout: float | None = None, on_timeout: OnTimeout = "leave") -> None:
         """As `wait_for_completion`, awaited."""
-        await acall(wait, [self.handle], timeout=timeout)
+        await ahold([self.handle], timeout=timeout, on_timeout=on_timeout)
 
     def fetch_result(self) -> RunResult:  # type: ignore[override]
         """The result of a run that ended.
@@ -249,6 +267,8 @@ async def submit(
     loaded = await aload_block(TrainingJob, job) if isinstance(job, str) else job
     spec, site = loaded.spec(parameters), loaded.site.open(loaded.project)
     root = await root_flow_run_id()
+    if root:
+        await advise_reaper()
     handle = await site.submit(
         spec, await current_key(key, root, scope), ledger=FlowRunLedger(root), if_ended=if_ended, shared=shared
     )
@@ -261,8 +281,34 @@ async def status(handle: RunHandle) -> RunStatus:
     return (await (await site_of(handle)).poll([handle]))[handle]
 
 
-async def wait(handles: list[RunHandle], *, timeout: float | None = None) -> list[RunResult]:
-    """Wait until runs ended, and return their results in the order given."""
+def hold(handles: list[RunHandle], *, timeout: float | None, on_timeout: OnTimeout) -> list[RunResult]:
+    """Block until runs ended, and return their results in the order given.
+
+    A flow that is cancelled while it blocks here ends its runs before it goes.
+    """
+    try:
+        return call(_wait, handles, timeout, on_timeout)
+    except (Exception, Abort):  # what went wrong; or a cancel that the wait itself noticed
+        raise
+    except BaseException:
+        call(end_runs_if_cancelled, handles)
+        raise
+
+
+async def ahold(handles: list[RunHandle], *, timeout: float | None, on_timeout: OnTimeout) -> list[RunResult]:
+    """As `hold`, awaited."""
+    try:
+        return await acall(_wait, handles, timeout, on_timeout)
+    except (Exception, Abort):  # what went wrong; or a cancel that the wait itself noticed
+        raise
+    except BaseException:
+        call(end_runs_if_cancelled, handles)  # blocking: who cancels the caller may cancel whatever it awaits next, too
+        raise
+
+
+async def _wait(handles: list[RunHandle], timeout: float | None, on_timeout: OnTimeout) -> list[RunResult]:
+    if on_timeout not in ("leave", "cancel"):
+        raise ConfigurationError(f'on_timeout is "leave" or "cancel", not {on_timeout!r}')
     opened: dict[str, Site] = {}
     sites: dict[RunHandle, Site] = {}
     for handle in handles:
@@ -272,8 +318,26 @@ async def wait(handles: list[RunHandle], *, timeout: float | None = None) -> lis
                 opened[handle.site] = sites[handle]
         else:
             sites[handle] = opened[handle.site]
-    statuses = await wait_until_ended(sites, reopen=site_of, timeout=timeout)
+    try:
+        statuses = await unless_cancelled(wait_until_ended(sites, reopen=site_of, timeout=timeout), handles)
+    except SiteSilent:
+        raise
+    except WaitTimeout as error:
+        if on_timeout == "leave":
+            raise WaitTimeout(f"{error} They were left alone: wait again, or cancel them.", error.handles) from None
+        raise WaitTimeout(f"{error} {await _cancel_late(error.handles)}", error.handles) from None
     return [await _with_log(sites[handle], handle, statuses[handle]) for handle in handles]
+
+
+async def _cancel_late(handles: Sequence[RunHandle]) -> str:
+    """Cancel runs that took too long, and say what became of them."""
+    outcomes = await asyncio.gather(*(cancel(handle) for handle in handles), return_exceptions=True)
+    live = [
+        f"{handle.describe()}: {outcome}"
+        for handle, outcome in zip(handles, outcomes, strict=True)
+        if isinstance(outcome, Exception)
+    ]
+    return "They were cancelled." if not live else f"Not all were cancelled. May be live: {'; '.join(live)}"
 
 
 async def cancel(handle: RunHandle) -> None:

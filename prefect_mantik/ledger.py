@@ -1,7 +1,7 @@
 """What we keep with Prefect: the origin, and notes in the labels of a root flow run. Never a secret.
 
-A note is either an announced submit (see `sites.submission`) or the reference of a site that was submitted to, so that
-whoever ends the flow run knows whom to ask. Labels stay with the flow run: nothing is left to clean up.
+There is one note for each key that was submitted (`sites.notes.SubmitNote`), and the reference of each site, so that
+whoever ends the flow run knows whom to ask for what. Labels stay with the flow run: nothing is left to clean up.
 """
 
 from __future__ import annotations
@@ -10,24 +10,37 @@ import asyncio
 import base64
 import contextlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Any
 from uuid import UUID
 
-from prefect.client.orchestration import get_client
-from prefect.exceptions import ObjectAlreadyExists
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.runtime import flow_run as runtime_flow_run
 from prefect.variables import Variable
+from pydantic import ValidationError
 
-from prefect_mantik.errors import MantikError
+from prefect_mantik.errors import MantikError, SubmitRefused
 from prefect_mantik.log import run_logger
 from prefect_mantik.loop import per_process
 from prefect_mantik.runs import RunKey, Scope, check_key_name
-from prefect_mantik.sites.base import Announcement, Site
+from prefect_mantik.sites.notes import Contended, Step, SubmitNote, Way
+from prefect_mantik.turns import turn
 
 ORIGIN_VARIABLE = "prefect_mantik_origin"
 
 _SITE_LABEL = "mantik.site."
-_INTENT_LABEL = "mantik.submit."
+_KEY_LABEL = "mantik.key."
+_TRY_LABEL = "mantik.try."
+_ORIGIN_LABEL = "mantik.origin"
+_READ_AGAIN = 0.2
+_PAGE, _LOST_PAGES = 200, 20
+_SOMEBODYS = SubmitNote(attempt=1)
+"""What is known of a submit of which only its first label was written."""
 _TRIES = 5
 
 
@@ -44,7 +57,8 @@ async def current_key(name: str, root: UUID | None, scope: Scope = "flow") -> Ru
     """
     check_key_name(name)
     root = root if scope == "flow" else None
-    return RunKey(name=name, scope="flow" if root else "origin", origin=await origin(), root_flow_run_id=root)
+    made_by = await origin_of(root) if root else await origin()
+    return RunKey(name=name, scope="flow" if root else "origin", origin=made_by, root_flow_run_id=root)
 
 
 async def root_flow_run_id() -> UUID | None:
@@ -54,15 +68,73 @@ async def root_flow_run_id() -> UUID | None:
     return UUID(str(found)) if found else None
 
 
+async def root_of(client: PrefectClient, flow_run: FlowRun) -> UUID:
+    """The root of the tree of any flow run, whether it is executing or not."""
+    while (parent := await _parent_of(client, flow_run)) is not None:
+        flow_run = await client.read_flow_run(parent)
+    return flow_run.id
+
+
+async def _parent_of(client: PrefectClient, flow_run: FlowRun) -> UUID | None:
+    if flow_run.parent_task_run_id is None:
+        return None
+    return (await client.read_task_run(flow_run.parent_task_run_id)).flow_run_id
+
+
 async def origin() -> str:
-    """The random id of this Prefect server, made on first use."""
+    """The random id of this Prefect server, made on first use, and restored where somebody deleted it."""
     known = await Variable.aget(ORIGIN_VARIABLE)
     if known is None:
-        made = base64.b32encode(secrets.token_bytes(10)).decode().lower()
+        made = await _lost_origin() or base64.b32encode(secrets.token_bytes(10)).decode().lower()
         with contextlib.suppress(ObjectAlreadyExists, ValueError):  # somebody else was first: theirs counts
             await Variable.aset(ORIGIN_VARIABLE, made)
         known = await Variable.aget(ORIGIN_VARIABLE)
     return str(known)
+
+
+async def origin_of(root: UUID) -> str:
+    """The origin of the keys of a root flow run: it stays the same whatever becomes of the variable."""
+    if root not in _origins():
+        async with get_client() as client:
+            labels = (await client.read_flow_run(root)).labels or {}
+        _origins()[root] = str(labels.get(_ORIGIN_LABEL) or await origin())
+    return _origins()[root]
+
+
+@per_process
+def _origins() -> dict[UUID, str]:
+    return {}
+
+
+async def remember_origin() -> None:
+    """Write the origin into the labels of the root flow run that is executing, so that it is not lost."""
+    if root := await root_flow_run_id():
+        async with get_client() as client:
+            await client.update_flow_run_labels(root, {_ORIGIN_LABEL: await origin_of(root)})
+
+
+async def _lost_origin() -> str | None:
+    """The origin that flow runs remember. Without it their jobs would be submitted again under new names."""
+    began = FlowRunFilterState(type=FlowRunFilterStateType(not_any_=[StateType.SCHEDULED]))
+    async with get_client() as client:
+        for page in range(_LOST_PAGES):
+            latest = await client.read_flow_runs(
+                flow_run_filter=FlowRunFilter(state=began),
+                sort=FlowRunSort.START_TIME_DESC,
+                limit=_PAGE,
+                offset=page * _PAGE,
+            )
+            for flow_run in latest:
+                if flow_run.labels and _ORIGIN_LABEL in flow_run.labels:
+                    run_logger().warning(
+                        "The variable %s was deleted. It is restored from the labels of an earlier flow run, so that "
+                        "running jobs are found.",
+                        ORIGIN_VARIABLE,
+                    )
+                    return str(flow_run.labels[_ORIGIN_LABEL])
+            if len(latest) < _PAGE:
+                break
+    return None
 
 
 class FlowRunLedger:
@@ -75,40 +147,88 @@ class FlowRunLedger:
     def __init__(self, root: UUID | None) -> None:
         self._root = root
         self.remembers = root is not None
+        self._try = secrets.token_hex(4)
+        self._seen: set[str] = set()
 
-    async def announced(self, key: RunKey) -> Announcement | None:
-        """See `sites.base.Ledger`."""
-        return (await self.announcements()).get(key.site_key)
+    def turn(self, key: RunKey) -> AbstractAsyncContextManager[None]:
+        """See `sites.notes.Ledger`."""
+        return turn(key.site_key)
 
-    async def announcements(self) -> dict[str, Announcement]:
-        """All announced submits without a recorded handle, by site key."""
-        return {
-            name.removeprefix(_INTENT_LABEL): Announcement.model_validate_json(note)
-            for name, note in (await self._labels()).items()
-            if name.startswith(_INTENT_LABEL) and note
-        }
+    async def look_up(self, key: RunKey) -> tuple[SubmitNote | None, Way]:
+        """See `sites.notes.Ledger`."""
+        if self._root is None:
+            return None, ()
+        async with get_client() as client:
+            root = await client.read_flow_run(self._root)
+            way = await _way(client, root)
+            note = notes_of(root).get(key.site_key)
+            if note and note.by and way and note.by[-1].flow_run_id != way[-1].flow_run_id:
+                note = await _inherited(client, note)
+        self._seen = _tries(root.labels, key)
+        if self._seen and not (note and note.pending):
+            # A submit that was cut short, or is about to announce itself: of the first attempt, or of the next.
+            note = note.model_copy(update={"attempt": note.attempt + 1, "pending": True}) if note else _SOMEBODYS
+        return note, way
 
-    async def open(self, key: RunKey, attempt: int, site: Site) -> None:
-        """See `sites.base.Ledger`."""
-        notes = {_intent(key): _announcement(attempt, site).model_dump_json()}
-        if site.reference:
-            notes[_SITE_LABEL + site.reference] = site.reference
-        if not await self._write(notes):
+    async def notes(self) -> dict[str, SubmitNote]:
+        """The notes of all keys that this flow run and its child flows submitted, by site key."""
+        return _notes(await self._labels())
+
+    async def open(self, key: RunKey, note: SubmitNote) -> None:
+        """See `sites.notes.Ledger`.
+
+        A label of our own comes first and tells whoever else submits the key: who finds another's beside it steps back
+        and leaves nothing. The note is written only then.
+        """
+        if self._root is None:
+            return
+        mine = f"{_TRY_LABEL}{key.site_key}.{self._try}"
+        # Twice: of two who write at once one may be lost, and read its own label back all the same.
+        for pause in (_READ_AGAIN, 0.0):
+            await self._must_write({mine: "1"})
+            if _tries(await self._labels(), key) - self._seen - {mine}:
+                await self._write({mine: ""})
+                raise Contended
+            await asyncio.sleep(pause)
+        labels = {_label(key): _written(note), _ORIGIN_LABEL: await origin_of(self._root)}
+        if note.site:
+            labels[_SITE_LABEL + note.site] = note.site
+        await self._must_write(labels)
+        async with get_client() as client:
+            state = (await client.read_flow_run(self._root)).state
+        if state and (state.is_cancelling() or state.is_cancelled()):
+            await self._write({mine: "", _label(key): ""})
+            raise SubmitRefused(f"Nothing was submitted for key '{note.name}': its flow run was cancelled.")
+
+    async def _must_write(self, labels: Mapping[str, str]) -> None:
+        if not await self._write(labels):
             raise MantikError(
-                f"Prefect did not keep notes in the labels of flow run {self._root}. Nothing was submitted."
+                f"Prefect did not keep notes in the labels of flow run {self._root}. Nothing was submitted: submit "
+                "again under the same key."
             )
 
-    async def accepted(self, key: RunKey, attempt: int, site: Site, receipt: str) -> None:
-        """See `sites.base.Ledger`."""
-        await self._note_of_a_job(key, _announcement(attempt, site, receipt).model_dump_json())
+    async def accepted(self, key: RunKey, note: SubmitNote) -> None:
+        """See `sites.notes.Ledger`."""
+        await self._note_of_a_job(key, lambda _: note)
 
-    async def close(self, key: RunKey) -> None:
-        """See `sites.base.Ledger`."""
-        await self._note_of_a_job(key, "")
+    async def close(self, key: RunKey, remote_id: str | None = None) -> None:
+        """See `sites.notes.Ledger`."""
+        known = {"pending": False, "receipt": None, **({"remote_id": remote_id} if remote_id else {})}
+        await self._note_of_a_job(key, lambda note: note and note.model_copy(update=known))
 
-    async def _note_of_a_job(self, key: RunKey, note: str) -> None:
+    async def take_back(self, key: RunKey, before: SubmitNote | None) -> None:
+        """See `sites.notes.Ledger`."""
+        kept = before.model_copy(update={"pending": False}) if before and before.remote_id else None
+        await self._note_of_a_job(key, lambda _: kept)
+
+    async def _note_of_a_job(self, key: RunKey, change: Callable[[SubmitNote | None], SubmitNote | None]) -> None:
         try:
-            kept = (await self._labels()).get(_intent(key), "") == note or await self._write({_intent(key): note})
+            labels = await self._labels()
+            before = _notes(labels).get(key.site_key)
+            after = change(before)
+            settled = {} if after and after.pending else dict.fromkeys(_tries(labels, key), "")
+            written = {} if after == before else {_label(key): _written(after) if after else ""}
+            kept = not (settled or written) or await self._write({**settled, **written})
         except Exception as error:  # noqa: BLE001  # whatever Prefect does now, it must not hide a job that exists
             run_logger().warning("Prefect did not take a note on '%s' (%s): a retry looks longer.", key.name, error)
             return
@@ -123,7 +243,7 @@ class FlowRunLedger:
         if self._root is None:
             return {}
         async with get_client() as client:
-            return {name: str(value) for name, value in ((await client.read_flow_run(self._root)).labels or {}).items()}
+            return {name: str(text) for name, text in ((await client.read_flow_run(self._root)).labels or {}).items()}
 
     async def _write(self, notes: Mapping[str, str]) -> bool:
         """Write labels and read them back: the server merges by reading and writing, so that writers may lose some."""
@@ -138,9 +258,58 @@ class FlowRunLedger:
         return False
 
 
-def _announcement(attempt: int, site: Site, receipt: str | None = None) -> Announcement:
-    return Announcement(attempt=attempt, site=site.reference, project_id=site.project_id, receipt=receipt)
+def _label(key: RunKey) -> str:
+    return _KEY_LABEL + key.site_key
 
 
-def _intent(key: RunKey) -> str:
-    return _INTENT_LABEL + key.site_key
+def _written(note: SubmitNote) -> str:
+    return note.model_dump_json(exclude_defaults=True)
+
+
+def notes_of(flow_run: FlowRun) -> dict[str, SubmitNote]:
+    """The notes of all keys that a root flow run and its child flow runs submitted, by site key."""
+    return _notes({name: str(text) for name, text in (flow_run.labels or {}).items()})
+
+
+def _notes(labels: Mapping[str, str]) -> dict[str, SubmitNote]:
+    found = {}
+    for name, text in labels.items():
+        if name.startswith(_KEY_LABEL) and text:
+            try:
+                found[name.removeprefix(_KEY_LABEL)] = SubmitNote.model_validate_json(text)
+            except ValidationError:  # written by hand: it must not hide the others
+                run_logger().warning("The label %s of a flow run is no note of ours.", name)
+    return found
+
+
+async def _inherited(client: PrefectClient, note: SubmitNote) -> SubmitNote:
+    """A note of a flow run that ended without success is anybody's: whoever calls that child flow again goes on."""
+    try:
+        state = (await client.read_flow_run(note.by[-1].flow_run_id)).state
+    except ObjectNotFound:
+        return note
+    ended_badly = state is not None and state.is_final() and not state.is_completed()
+    return note.model_copy(update={"by": ()}) if ended_badly else note
+
+
+def _tries(labels: Mapping[str, Any] | None, key: RunKey) -> set[str]:
+    """The labels of submits of a key that are under way, or were cut short."""
+    return {name for name, text in (labels or {}).items() if name.startswith(f"{_TRY_LABEL}{key.site_key}.") and text}
+
+
+async def _way(client: PrefectClient, root: FlowRun) -> Way:
+    """The flow runs from a root down to the one that is executing, each with the state that it executes in."""
+    executing = runtime_flow_run.id
+    if executing is None:
+        return ()
+    way = [Step(root.id, root.state_id)]
+    below: list[Step] = []
+    current = UUID(str(executing))
+    while current != root.id:
+        flow_run = await client.read_flow_run(current)
+        below.insert(0, Step(current, flow_run.state_id))
+        parent = await _parent_of(client, flow_run)
+        if parent is None:
+            return ()  # submitted on behalf of another tree
+        current = parent
+    return [*way, *below]

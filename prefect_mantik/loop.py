@@ -213,5 +213,25 @@ class _HideConnectionIds(logging.Filter):
 
 logging.getLogger("httpx").addFilter(_HideConnectionIds())
 
+
+class HideHeader(logging.Filter):
+    """httpcore logs the headers of each answer, of which some are as good as a login.
+
+    Args:
+        header: Its name.
+    """
+
+    def __init__(self, header: str) -> None:
+        super().__init__()
+        self._header = header.lower()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Take the header's value out."""
+        text = record.getMessage()
+        if self._header in text.lower():
+            record.msg, record.args = re.sub(rf"(?i)({self._header}', b')[^']+", r"\1***", text), ()
+        return True
+
+
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_after_fork)

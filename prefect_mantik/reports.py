@@ -8,11 +8,13 @@ from uuid import UUID
 
 from prefect.artifacts import acreate_markdown_artifact
 
+from prefect_mantik.lifecycle.reaper import Reaped
 from prefect_mantik.loop import acall, call
 from prefect_mantik.runs import RunMetrics, RunResult
 from prefect_mantik.tracking import ModelVersion
 
 COMPARISON_KEY = "mantik-comparison"
+REAPED_KEY = "mantik-reaper"
 
 
 def publish_comparison(
@@ -83,6 +85,34 @@ def comparison(
     if model:
         parts.append(f"Registered as [{_cell(model.name)} version {model.version}]({model.link}).")
     return "\n\n".join(parts)
+
+
+def publish_reaped(reaped: Reaped) -> None:
+    """Write what the reaper did as an artifact of its flow run, if there is something to tell."""
+    if reaped.cancelled or reaped.unknown or reaped.left:
+        call(_publish_reaped, reaped_table(reaped))
+
+
+async def _publish_reaped(markdown: str) -> UUID:
+    return await acreate_markdown_artifact(
+        key=REAPED_KEY, markdown=markdown, description="Jobs that the reaper ended, or could not judge"
+    )
+
+
+def reaped_table(reaped: Reaped) -> str:
+    """What the reaper did as Markdown."""
+    rows = [["run", "site", "job", "what became of it"]]
+    for handles, became in (
+        (reaped.cancelled, "cancelled"),
+        (reaped.unknown, "left alone: this Prefect does not know its flow run"),
+    ):
+        for handle in handles:
+            link = next(iter(handle.links.values()), "")
+            label = _cell(handle.name)
+            run = f"[{label}]({link})" if link else label
+            rows.append([run, _cell(handle.site_name), _cell(handle.remote_id), became])
+    problems = "\n".join(f"- {_cell(sentence)}" for sentence in reaped.left)
+    return "\n\n".join(part for part in (reaped.describe(), _table(rows) if rows[1:] else "", problems) if part)
 
 
 def _headline(results: Sequence[RunResult], metric: str, best: RunMetrics | None) -> str:

@@ -22,7 +22,7 @@ from prefect_mantik.errors import KeyInvalid
 Scope = Literal["flow", "origin"]
 IfEnded = Literal["raise", "resubmit"]
 ParameterValue = str | int | float | bool | None
-SiteKind = Literal["mantik", "unicore"]
+SiteKind = Literal["mantik", "unicore", "firecrest"]
 
 MAX_ATTEMPT = 9_999_999
 """A job's own name is the site key, a dash and the attempt: 63 characters at most."""

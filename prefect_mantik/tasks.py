@@ -11,15 +11,17 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
-from prefect import task
+from prefect import State, task
 from prefect.cache_policies import NO_CACHE
+from prefect.exceptions import Abort
 from prefect.runtime import task_run
+from prefect.states import Cancelled
 
 from prefect_mantik import jobs
 from prefect_mantik.credentials import MantikCredentials
 from prefect_mantik.documents import aload_block, reference
 from prefect_mantik.errors import MetricMissing, NotSupported, RunsFailed, SubmitsFailed
-from prefect_mantik.jobs import TrainingJob, TrainingRun, as_handle
+from prefect_mantik.jobs import OnTimeout, TrainingJob, TrainingRun, as_handle
 from prefect_mantik.loop import acall, call
 from prefect_mantik.results import LoginInfo, ModelVersion
 from prefect_mantik.runs import IfEnded, ParameterValue, RunHandle, RunMetrics, RunResult, Scope
@@ -86,7 +88,7 @@ def submit_run(
         if_ended: What to do when the key's run ended without success: "raise", or "resubmit" as another attempt.
         scope: "flow": the key belongs to this flow run. "origin": it outlives it, so that tonight's flow run takes
             over yesterday's run. Outside a flow always "origin".
-        shared: Accept that the key belongs to a run with another description.
+        shared: Accept that the key belongs to a run with another description, or of another child flow.
 
     Returns:
         The handle, which finds the run again from any process.
@@ -94,7 +96,7 @@ def submit_run(
     Raises:
         SubmitRefused: The site said no; no job exists.
         SubmitUnknown: The site cannot tell; submit again under the same key when it answers.
-        KeyInUse: The key belongs to a run with another description.
+        KeyInUse: The key belongs to a run with another description, at another site, or of another child flow.
         RunEnded: The key's run ended without success.
         DuplicateJobs: Two live jobs are under the key.
         ConfigurationError: The job, its blocks or the key cannot be used; nothing was sent.
@@ -169,6 +171,7 @@ def wait_for_runs(
     on_failure: OnFailure = "raise",
     wait: Literal["hold", "suspend"] = "hold",
     timeout: float | None = None,
+    on_timeout: OnTimeout = "leave",
 ) -> list[RunResult]:
     """Wait until all runs ended. Changes of state are logged, with the times in the queue and at work.
 
@@ -176,18 +179,19 @@ def wait_for_runs(
         runs: Handles in a list, or by key as `submit_runs` returns them.
         on_failure: "raise" when a run did not finish, or "return" all results whatever they are.
         wait: "hold" keeps this process. "suspend" is not in this version.
-        timeout: Seconds after which to stop waiting; the jobs are left alone. None: no limit.
+        timeout: Seconds after which to stop waiting. None: no limit.
+        on_timeout: What then becomes of runs that have not ended: "leave" them alone, or "cancel" them.
 
     Returns:
         The results, in the order given.
 
     Raises:
         RunsFailed: Some runs did not finish. It carries all results.
-        WaitTimeout: The time passed first. The jobs were left alone.
+        WaitTimeout: The time passed first.
         SiteSilent: A run gave no sign of life for as long as its site's block allows.
         NotSupported: `wait="suspend"`.
     """
-    return _wait_for_runs(_handles(runs), on_failure, wait, timeout)
+    return _unless_cancelled(_wait_for_runs(_handles(runs), on_failure, wait, timeout, on_timeout))
 
 
 async def await_for_runs(
@@ -196,9 +200,10 @@ async def await_for_runs(
     on_failure: OnFailure = "raise",
     wait: Literal["hold", "suspend"] = "hold",
     timeout: float | None = None,
+    on_timeout: OnTimeout = "leave",
 ) -> list[RunResult]:
     """As `wait_for_runs`, awaited."""
-    return await _await_for_runs(_handles(runs), on_failure, wait, timeout)
+    return _unless_cancelled(await _await_for_runs(_handles(runs), on_failure, wait, timeout, on_timeout))
 
 
 def wait_for_run(
@@ -207,9 +212,10 @@ def wait_for_run(
     on_failure: OnFailure = "raise",
     wait: Literal["hold", "suspend"] = "hold",
     timeout: float | None = None,
+    on_timeout: OnTimeout = "leave",
 ) -> RunResult:
     """Wait until one run ended. Arguments and errors as for `wait_for_runs`."""
-    return wait_for_runs([run], on_failure=on_failure, wait=wait, timeout=timeout)[0]
+    return wait_for_runs([run], on_failure=on_failure, wait=wait, timeout=timeout, on_timeout=on_timeout)[0]
 
 
 async def await_for_run(
@@ -218,9 +224,10 @@ async def await_for_run(
     on_failure: OnFailure = "raise",
     wait: Literal["hold", "suspend"] = "hold",
     timeout: float | None = None,
+    on_timeout: OnTimeout = "leave",
 ) -> RunResult:
     """As `wait_for_run`, awaited."""
-    return (await await_for_runs([run], on_failure=on_failure, wait=wait, timeout=timeout))[0]
+    return (await await_for_runs([run], on_failure=on_failure, wait=wait, timeout=timeout, on_timeout=on_timeout))[0]
 
 
 @task(name="gather metrics", task_run_name="gather metrics", cache_policy=NO_CACHE)
@@ -332,21 +339,40 @@ async def acancel_run(run: Run) -> None:
 
 
 @task(name="wait for runs", task_run_name="wait for runs", cache_policy=NO_CACHE)
-def _wait_for_runs(handles: list[RunHandle], on_failure: str, wait: str, timeout: float | None) -> list[RunResult]:
-    return call(_wait, handles, on_failure, wait, timeout)
+def _wait_for_runs(
+    handles: list[RunHandle], on_failure: str, wait: str, timeout: float | None, on_timeout: OnTimeout
+) -> list[RunResult] | State[list[RunResult]]:
+    _refuse_suspend(wait)
+    try:
+        return _judged(jobs.hold(handles, timeout=timeout, on_timeout=on_timeout), on_failure)
+    except Abort as cancelled:
+        return Cancelled(message=str(cancelled))
 
 
 @task(name="wait for runs", task_run_name="wait for runs", cache_policy=NO_CACHE)
 async def _await_for_runs(
-    handles: list[RunHandle], on_failure: str, wait: str, timeout: float | None
-) -> list[RunResult]:
-    return await acall(_wait, handles, on_failure, wait, timeout)
+    handles: list[RunHandle], on_failure: str, wait: str, timeout: float | None, on_timeout: OnTimeout
+) -> list[RunResult] | State[list[RunResult]]:
+    _refuse_suspend(wait)
+    try:
+        return _judged(await jobs.ahold(handles, timeout=timeout, on_timeout=on_timeout), on_failure)
+    except Abort as cancelled:
+        return Cancelled(message=str(cancelled))
 
 
-async def _wait(handles: list[RunHandle], on_failure: str, wait: str, timeout: float | None) -> list[RunResult]:
+def _unless_cancelled(outcome: list[RunResult] | State[list[RunResult]]) -> list[RunResult]:
+    """The wait's task ends as cancelled; the flow must not go on, nor take it for an error."""
+    if isinstance(outcome, State):
+        raise Abort(outcome.message)
+    return outcome
+
+
+def _refuse_suspend(wait: str) -> None:
     if wait != "hold":
         raise NotSupported(f'wait={wait!r} is not in this version: use wait="hold".')
-    results = await jobs.wait(handles, timeout=timeout)
+
+
+def _judged(results: list[RunResult], on_failure: str) -> list[RunResult]:
     if on_failure == "raise" and not all(result.finished for result in results):
         raise RunsFailed(results)
     return results

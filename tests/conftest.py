@@ -84,7 +84,7 @@ class PrefectServer:
 
     def documents(self) -> set[str]:
         """References of all block documents of ours."""
-        ours = ("mantik-", "training-", "unicore-")
+        ours = ("mantik-", "training-", "unicore-", "firecrest-")
         found = self.request("POST", "/block_documents/filter", {"limit": 200})
         return {
             f"{item['block_type']['slug']}/{item['name']}"

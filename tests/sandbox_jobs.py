@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import itertools
 import secrets
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from prefect_mantik import (
+    FirecrestCredentials,
+    FirecrestSite,
     MantikConnection,
     MantikCredentials,
     MantikProject,
@@ -18,7 +22,7 @@ from prefect_mantik import (
 )
 from prefect_mantik.runs import RunKey
 from prefect_mantik.sandbox.process import SandboxProcess
-from prefect_mantik.sites.base import Announcement, Site
+from prefect_mantik.sites.notes import Step, SubmitNote, Way
 
 _number = itertools.count(1)
 
@@ -78,6 +82,27 @@ def unicore_site(url: str, username: str, password: str, **fields: Any) -> Unico
     return UnicoreSite(**{**given, **fields})
 
 
+def firecrest_site(sandbox: SandboxProcess, system: str = "cedar", **fields: Any) -> FirecrestSite:
+    """The sandbox's site cedar, reached by FirecREST. `cedar-rest` reads no `#SBATCH` lines."""
+    env = sandbox.env
+    resources = {"Queue": "batch", "Runtime": "5m", "Nodes": 1} if system == "cedar" else {"Queue": "batch"}
+    config: dict[str, Any] = {"Resources": resources}
+    if environment := fields.pop("environment", None):
+        config["Environment"] = environment
+    given = {
+        "api_url": env["MANTIK_SANDBOX_CEDAR_URL"],
+        "token_url": env["MANTIK_SANDBOX_CEDAR_TOKEN_URL"],
+        "system": system,
+        "login": FirecrestCredentials(
+            client_id=env["MANTIK_FIRECREST_CLIENT_ID"], client_secret=env["MANTIK_FIRECREST_CLIENT_SECRET"]
+        ),
+        "root": env["MANTIK_SANDBOX_CEDAR_ROOT"],
+        "backend_config": config,
+        "settle": 1.2,
+    }
+    return FirecrestSite(**{**given, **fields})
+
+
 def training_job(sandbox: SandboxProcess, name: str = "alder", **fields: Any) -> TrainingJob:
     """A job at one of the sandbox's sites."""
     if "site" not in fields:
@@ -100,17 +125,33 @@ class MemoryLedger:
 
     remembers = True
 
-    def __init__(self, key: RunKey | None = None, attempt: int = 1) -> None:
-        self.notes: dict[str, Announcement] = {key.site_key: Announcement(attempt=attempt)} if key else {}
+    def __init__(self, key: RunKey | None = None, attempt: int = 1, *, way: Way = ()) -> None:
+        self.notes: dict[str, SubmitNote] = {key.site_key: SubmitNote(attempt=attempt)} if key else {}
+        self.way: Sequence[Step] = way
 
-    async def announced(self, key: RunKey) -> Announcement | None:
-        return self.notes.get(key.site_key)
+    @property
+    def pending(self) -> dict[str, SubmitNote]:
+        """What was announced and has no handle."""
+        return {key: note for key, note in self.notes.items() if note.pending}
 
-    async def open(self, key: RunKey, attempt: int, site: Site) -> None:
-        self.notes[key.site_key] = Announcement(attempt=attempt)
+    @contextlib.asynccontextmanager
+    async def turn(self, key: RunKey) -> AsyncIterator[None]:
+        yield
 
-    async def accepted(self, key: RunKey, attempt: int, site: Site, receipt: str) -> None:
-        self.notes[key.site_key] = Announcement(attempt=attempt, receipt=receipt)
+    async def look_up(self, key: RunKey) -> tuple[SubmitNote | None, Way]:
+        return self.notes.get(key.site_key), self.way
 
-    async def close(self, key: RunKey) -> None:
+    async def open(self, key: RunKey, note: SubmitNote) -> None:
+        self.notes[key.site_key] = note
+
+    async def accepted(self, key: RunKey, note: SubmitNote) -> None:
+        self.notes[key.site_key] = note
+
+    async def close(self, key: RunKey, remote_id: str | None = None) -> None:
+        if note := self.notes.get(key.site_key):
+            self.notes[key.site_key] = note.model_copy(update={"pending": False, "remote_id": remote_id})
+
+    async def take_back(self, key: RunKey, before: SubmitNote | None) -> None:
         self.notes.pop(key.site_key, None)
+        if before and before.remote_id:
+            self.notes[key.site_key] = before

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from prefect_mantik import MantikConnection, MantikCredentials, MantikSite, TrainingJob
+from prefect_mantik import FirecrestSite, MantikConnection, MantikCredentials, MantikSite, TrainingJob
 from prefect_mantik.block_files import asave_blocks, read_block_file
 from prefect_mantik.documents import aload_block, reference
 from prefect_mantik.errors import BlockInvalid, ConfigurationError, EnvironmentInvalid, MantikError
@@ -18,7 +18,8 @@ from prefect_mantik.loop import call
 
 SANDBOX_FILE = Path(__file__).parents[1] / "blocks" / "sandbox.yaml"
 PASSWORD = "canary-Pw-f11e5"
-IDS = [f"5ec4e7aa-0000-4000-8000-{number:012d}" for number in range(4)]
+CLIENT_SECRET = "canary-Secret-c1"
+IDS = [f"5ec4e7aa-0000-4000-8000-{number:012d}" for number in range(2)]
 AN_ID = "0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9"
 VARIABLES = {
     "MANTIK_USERNAME": "alice",
@@ -29,13 +30,16 @@ VARIABLES = {
     "MANTIK_EXPERIMENT_REPOSITORY_ID": AN_ID,
     "MANTIK_CODE_REPOSITORY_ID": AN_ID,
     "MANTIK_COMPUTE_BUDGET_ACCOUNT": "budget",
-    **{f"MANTIK_CONNECTION_ID_{site}": id for site, id in zip(("ALDER", "CEDAR"), IDS, strict=False)},
+    "MANTIK_CONNECTION_ID_ALDER": IDS[0],
     "MANTIK_UNICORE_USERNAME": "alice-at-hpc",
     "MANTIK_UNICORE_PASSWORD": "another-Pw-1",
+    "MANTIK_FIRECREST_CLIENT_ID": "alice-client",
+    "MANTIK_FIRECREST_CLIENT_SECRET": "another-Secret-2",
     "MANTIK_SANDBOX_ALDER_URL": "http://127.0.0.1:7100/alder/rest/core",
     "MANTIK_SANDBOX_BIRCH_URL": "http://127.0.0.1:7100/birch/rest/core",
     "MANTIK_SANDBOX_CEDAR_URL": "http://127.0.0.1:7100/cedar",
     "MANTIK_SANDBOX_CEDAR_TOKEN_URL": "http://127.0.0.1:7100/cedar/token",
+    "MANTIK_SANDBOX_CEDAR_ROOT": "/scratch/alice",
 }
 SAVED = [
     "mantik-credentials/sandbox",
@@ -46,8 +50,8 @@ SAVED = [
     "unicore-credentials/sandbox",
     "unicore-site/birch",
     "training-job/train-birch",
-    "mantik-connection/cedar",
-    "mantik-site/cedar",
+    "firecrest-credentials/sandbox",
+    "firecrest-site/cedar",
     "training-job/train-cedar",
 ]
 
@@ -68,15 +72,15 @@ def save(path: Path, variables: dict[str, str] = VARIABLES) -> list[str]:
 @pytest.fixture(scope="module")
 def saved_twice(prefect_server: Any) -> list[list[str]]:
     """What two saves answered; the second one of the first blocks, with another Connection ID for alder."""
-    changed = {**VARIABLES, "MANTIK_CONNECTION_ID_ALDER": IDS[3]}
+    changed = {**VARIABLES, "MANTIK_CONNECTION_ID_ALDER": IDS[1]}
     return [save(SANDBOX_FILE), call(asave_blocks, read_block_file(SANDBOX_FILE)[:3], changed)]
 
 
 def test_a_file_creates_and_then_updates_its_blocks(saved_twice: list[list[str]], prefect_server: Any) -> None:
     assert saved_twice == [SAVED, SAVED[:3]]
     assert set(SAVED) <= prefect_server.documents()
-    assert str(call(aload_block, MantikConnection, "alder").id) == IDS[3]
-    assert str(call(aload_block, MantikConnection, "cedar").id) == IDS[1]
+    assert str(call(aload_block, MantikConnection, "alder").id) == IDS[1]
+    assert call(aload_block, FirecrestSite, "cedar").root == VARIABLES["MANTIK_SANDBOX_CEDAR_ROOT"]
 
 
 REFERENCES = {
@@ -86,6 +90,8 @@ REFERENCES = {
     "training-job/train-alder": {"project": "mantik-project/sandbox", "site": "mantik-site/alder"},
     "unicore-site/birch": {"login": "unicore-credentials/sandbox"},
     "training-job/train-birch": {"project": "mantik-project/sandbox", "site": "unicore-site/birch"},
+    "firecrest-site/cedar": {"login": "firecrest-credentials/sandbox"},
+    "training-job/train-cedar": {"project": "mantik-project/sandbox", "site": "firecrest-site/cedar"},
 }
 
 
@@ -96,7 +102,7 @@ def test_parts_stay_references(saved_twice: list[list[str]], prefect_server: Any
     named = {field: f"{part['block_type']['slug']}/{part['name']}" for field, part in parts.items()}
     assert named == REFERENCES[saved]
     shown = json.dumps(document)
-    assert not [secret for secret in (PASSWORD, *IDS) if secret in shown]
+    assert not [secret for secret in (PASSWORD, CLIENT_SECRET, *IDS) if secret in shown]
 
 
 def test_no_block_holds_a_copy_of_another_ones_secret(saved_twice: list[list[str]], prefect_server: Any) -> None:
@@ -113,8 +119,13 @@ def test_no_block_holds_a_copy_of_another_ones_secret(saved_twice: list[list[str
 def test_what_was_saved_can_be_submitted(saved_twice: list[list[str]]) -> None:
     job = call(aload_block, TrainingJob, "train-cedar")
     assert job.spec().parameters == {"learning-rate": 0.001}
-    assert job.spec().backend_config["Firecrest"]["ApiUrl"] == VARIABLES["MANTIK_SANDBOX_CEDAR_URL"]
-    assert job.site.open(job.project).name == "cedar"
+    assert job.spec().backend_config["Firecrest"] == {
+        "ApiUrl": VARIABLES["MANTIK_SANDBOX_CEDAR_URL"],
+        "TokenUrl": VARIABLES["MANTIK_SANDBOX_CEDAR_TOKEN_URL"],
+        "Machine": "cedar",
+    }
+    site = job.site.open(job.project)
+    assert (site.kind, site.name) == ("firecrest", "cedar")
 
 
 def test_saving_again_takes_away_what_the_file_no_longer_says(prefect_server: Any, tmp_path: Path) -> None:
@@ -168,6 +179,48 @@ def test_a_block_of_the_server_can_be_a_part(saved_twice: list[list[str]], tmp_p
     )
     assert save(path) == ["mantik-site/larger"]
     assert reference(call(aload_block, MantikSite, "larger").connection) == "mantik-connection/alder"
+
+
+# --- The files to copy ----------------------------------------------------------------------------------------------
+
+TO_COPY = {
+    "platform.yaml": ("training-job/train-juwels", "mantik"),
+    "unicore.yaml": ("training-job/train-juwels-direct", "unicore"),
+    "firecrest.yaml": ("training-job/train-clariden-direct", "firecrest"),
+}
+FOR_A_COPY = {
+    **VARIABLES,
+    "MANTIK_CONNECTION_ID": IDS[0],
+}
+
+
+def test_each_file_has_a_test() -> None:
+    assert {path.name for path in SANDBOX_FILE.parent.iterdir()} == {SANDBOX_FILE.name, *TO_COPY}
+
+
+@pytest.fixture
+def saved_copy(prefect_server: Any, request: pytest.FixtureRequest) -> Iterator[list[str]]:
+    """What the file of a test saved, until the test is over."""
+    before = prefect_server.documents()
+    saved = save(SANDBOX_FILE.parent / request.getfixturevalue("file"), FOR_A_COPY)
+    yield saved
+    for one in sorted(prefect_server.documents() - before):
+        prefect_server.request("DELETE", f"/block_documents/{prefect_server.document(one)['id']}")
+
+
+@pytest.mark.parametrize("file", TO_COPY)
+def test_a_file_to_copy_gives_a_job_that_can_be_submitted(
+    saved_copy: list[str], prefect_server: Any, file: str
+) -> None:
+    name, kind = TO_COPY[file]
+    assert saved_copy[-1] == name
+    job = call(aload_block, TrainingJob, name.partition("/")[2])
+    assert job.spec().parameters == {"epochs": 10}
+    site = job.site.open(job.project)
+    assert (site.kind, site.reference) == (kind, saved_copy[-2])
+    for saved in saved_copy:
+        shown = json.dumps(prefect_server.document(saved))
+        assert not [secret for secret in (PASSWORD, CLIENT_SECRET, IDS[0]) if secret in shown]
 
 
 # --- What is refused ------------------------------------------------------------------------------------------------

@@ -22,6 +22,8 @@ from prefect.testing.standard_test_suites import BlockStandardTestSuite
 from pydantic import ValidationError
 
 from prefect_mantik import (
+    FirecrestCredentials,
+    FirecrestSite,
     MantikConnection,
     MantikCredentials,
     MantikProject,
@@ -45,6 +47,13 @@ SECRETS = (PASSWORD, CONNECTION_ID)
 AN_ID = "0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9"
 NAME = "canary-holder"
 CONFIG = {"UnicoreApiUrl": "https://unicore.example.org/SITE/rest/core", "Resources": {"Queue": "batch"}}
+FIRECREST: dict[str, Any] = {
+    "api_url": "https://api.example.org/hpc/firecrest/v2",
+    "token_url": "https://auth.example.org/token",
+    "system": "daint",
+    "root": "/scratch/alice/mantik",
+    "backend_config": {"Resources": {"Queue": "normal"}},
+}
 
 TREE = {
     "TrainingJob": ["MantikProject", "MantikSite"],
@@ -54,6 +63,8 @@ TREE = {
     "MantikCredentials": [],
     "UnicoreSite": ["UnicoreCredentials"],
     "UnicoreCredentials": [],
+    "FirecrestSite": ["FirecrestCredentials"],
+    "FirecrestCredentials": [],
 }
 
 
@@ -80,9 +91,15 @@ def parts(job: TrainingJob) -> list[Block]:
 
 
 def direct_parts() -> list[Block]:
-    """The blocks of a site that is reached directly."""
+    """The blocks of the sites that are reached directly."""
     login = UnicoreCredentials(username="alice", password=PASSWORD)
-    return [login, UnicoreSite(api_url=CONFIG["UnicoreApiUrl"], login=login, backend_config=CONFIG)]
+    client = FirecrestCredentials(client_id="alice", client_secret=PASSWORD)
+    return [
+        login,
+        UnicoreSite(api_url=CONFIG["UnicoreApiUrl"], login=login, backend_config=CONFIG),
+        client,
+        FirecrestSite(**FIRECREST, login=client),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +154,7 @@ def test_no_field_is_typed_by_a_base_class(field: Any) -> None:
 
 
 def test_a_site_is_one_of_the_concrete_site_blocks() -> None:
-    assert alternatives(TrainingJob.model_fields["site"].annotation) == {MantikSite, UnicoreSite}
+    assert alternatives(TrainingJob.model_fields["site"].annotation) == {MantikSite, UnicoreSite, FirecrestSite}
 
 
 # --- Saved and loaded -----------------------------------------------------------------------------------------------
@@ -238,6 +255,26 @@ def test_a_document_that_an_earlier_version_saved_still_loads(saved: TrainingJob
     assert loaded.spec().digest
 
 
+def test_a_document_of_a_firecrest_site_still_loads(saved: TrainingJob, prefect_server: Any) -> None:
+    """As version 0.1 saves them, with that version's schema."""
+    fields = json.loads((Path(__file__).parent / "documents" / "firecrest-site-0.1.json").read_text())
+    block_type = prefect_server.document(f"firecrest-site/{NAME}")["block_type_id"]
+    made = prefect_server.request(
+        "POST",
+        "/block_schemas/",
+        {"fields": fields, "block_type_id": block_type, "capabilities": [], "version": "0.1.0"},
+    )
+    document = {
+        "name": "saved-by-0-1",
+        "data": {**FIRECREST, "login": ref(prefect_server, FirecrestCredentials), "account": "s1"},
+        "block_type_id": block_type,
+        "block_schema_id": made["id"],
+    }
+    prefect_server.request("POST", "/block_documents/", document)
+    loaded = FirecrestSite.load("saved-by-0-1")
+    assert (loaded.account, loaded.root, type(loaded.login)) == ("s1", FIRECREST["root"], FirecrestCredentials)
+
+
 # --- Damaged --------------------------------------------------------------------------------------------------------
 
 
@@ -321,6 +358,19 @@ DAMAGED: dict[str, tuple[type[Block], dict[str, Any], list[str]]] = {
         ["connection", "backend_config", "settle"],
     ),
     "job": (TrainingJob, {"site": "junk", "parameters": [JUNK]}, ["project", "site", "parameters"]),
+    "client": (FirecrestCredentials, {"client_id": "", "client_secret": ""}, ["client_id", "client_secret"]),
+    "site-of-firecrest": (
+        FirecrestSite,
+        {
+            "api_url": f"http://{JUNK}.example.org",
+            "token_url": f"https://alice:{JUNK}@example.org",
+            "system": f"{JUNK} x",
+            "root": f"$SCRATCH/{JUNK}",
+            "backend_config": {},
+            "settle": -1,
+        },
+        ["api_url", "token_url", "system", "root", "settle"],
+    ),
 }
 
 
@@ -384,7 +434,7 @@ SHOWN: dict[str, Callable[[Block], str]] = {
 
 @pytest.mark.parametrize("show", SHOWN.values(), ids=SHOWN)
 def test_no_text_of_a_block_holds_a_secret(show: Callable[[Block], str]) -> None:
-    for block in parts(a_job()):
+    for block in (*parts(a_job()), *direct_parts()):
         assert_no_secret(show(block))
 
 
@@ -426,6 +476,15 @@ REFUSED: dict[str, tuple[type[Block], dict[str, Any]]] = {
         {"site": {"connection": {"connection_id": CONNECTION_ID, "credentials": {"password": PASSWORD}}}},
     ),
     "password in the config's URL": (MantikSite, {"backend_config": {"UnicoreApiUrl": URL}}),
+    "secret without a client": (FirecrestCredentials, {"client_secret": PASSWORD}),
+    "secret of a wrong kind": (FirecrestCredentials, {"client_id": "alice", "client_secret": [PASSWORD]}),
+    "secret in FirecREST's URL": (FirecrestSite, {**FIRECREST, "api_url": URL}),
+    "secret in the token URL": (FirecrestSite, {**FIRECREST, "token_url": URL}),
+    "secret in the URL of FirecREST's config": (
+        FirecrestSite,
+        {**FIRECREST, "backend_config": {**FIRECREST["backend_config"], "Firecrest": {"ApiUrl": URL}}},
+    ),
+    "secret nested in a login": (FirecrestSite, {**FIRECREST, "login": {"client_secret": PASSWORD}}),
 }
 
 
@@ -443,6 +502,8 @@ def test_an_empty_or_masked_secret_is_refused(lost: str) -> None:
         MantikCredentials(username="alice", password=lost)
     with pytest.raises(ValidationError, match="connection_id"):
         MantikConnection(connection_id=lost, credentials=CREDENTIALS)
+    with pytest.raises(ValidationError, match="client_secret"):
+        FirecrestCredentials(client_id="alice", client_secret=lost)
 
 
 # --- From the environment -------------------------------------------------------------------------------------------

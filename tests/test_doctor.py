@@ -7,7 +7,9 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +24,17 @@ from prefect_mantik.cli import app
 from prefect_mantik.loop import call
 from prefect_mantik.sandbox.process import SandboxProcess
 from tests.conftest import PrefectServer
+from tests.sandbox_jobs import mantik_site
 
 BLOCKS = Path(__file__).parents[1] / "blocks" / "sandbox.yaml"
 OURS = "doctor-"
+CEDAR = "firecrest-site/doctor-cedar"
 SUBJECTS = [
     "this machine",
     "mantik-credentials/doctor-sandbox",
     "mantik-site/doctor-alder",
-    "mantik-site/doctor-cedar",
     "unicore-site/doctor-birch",
+    CEDAR,
 ]
 WRONG_PASSWORD = "canary-Pw-d0c"
 NO_CONNECTION = "0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9"
@@ -153,13 +157,26 @@ def test_every_account_and_site_is_listed_with_what_it_can_do(saved_sites: None,
     done = doctor()
     assert (done.exit_code, subjects(done.output), failing(done.output)) == (0, SUBJECTS, [])
     assert_fits(done.output)
-    account, _, cedar, birch = (shown(done.output, subject) for subject in SUBJECTS[1:])
+    account, alder, birch, cedar = (shown(done.output, subject) for subject in SUBJECTS[1:])
     assert account.startswith("ok log in to the platform: as ")
     assert re.search(r"ok reach the tracking server: \d+ experiments$", account)
-    assert "ok get the Connection" in cedar
-    assert "can:" not in cedar  # the platform alone is not proven to do more than to take runs
+    assert "ok get the Connection" in alder
+    assert alder.endswith("can: cancel, fresh state, logs")
     assert "ok submit a job that never starts, and write into its directory" in birch
-    assert birch.endswith("can: cancel, files, fresh state, logs")
+    assert "ok write below " in cedar
+    for direct in (birch, cedar):
+        assert direct.endswith("can: cancel, files, fresh state, logs")
+
+
+def test_the_platform_alone_is_not_proven_to_do_more_than_to_take_runs(
+    saved_sites: None, doctor: Callable[..., Result], mantik_sandbox: SandboxProcess
+) -> None:
+    mantik_site(mantik_sandbox, "cedar", ask_site=False).save(f"{OURS}lone")
+    done = doctor()
+    assert (done.exit_code, failing(done.output)) == (0, [])
+    said = shown(done.output, f"mantik-site/{OURS}lone")
+    assert "ok get the Connection" in said
+    assert "can:" not in said
 
 
 def test_json_says_the_same(saved_sites: None, doctor: Callable[..., Result]) -> None:
@@ -177,9 +194,12 @@ def test_json_says_the_same(saved_sites: None, doctor: Callable[..., Result]) ->
 def test_a_check_leaves_nothing_at_the_site(
     saved_sites: None, doctor: Callable[..., Result], mantik_sandbox: SandboxProcess
 ) -> None:
+    root = Path(mantik_sandbox.env["MANTIK_SANDBOX_CEDAR_ROOT"])
     before = [job["id"] for job in mantik_sandbox.control.jobs(live=True)]
     assert doctor().exit_code == 0
     assert [job["id"] for job in mantik_sandbox.control.jobs(live=True)] == before
+    assert root.is_dir()
+    assert list(root.glob("mantik-check*")) == []
 
 
 @pytest.fixture
@@ -233,7 +253,7 @@ def test_a_wrong_password_fails_its_site_only(
 ) -> None:
     save_text(WITH_A_WRONG_PASSWORD, tmp_path, {**mantik_sandbox.env, "WRONG": WRONG_PASSWORD})
     done = doctor()
-    assert (done.exit_code, subjects(done.output)) == (1, [*SUBJECTS, "unicore-site/doctor-elm"])
+    assert (done.exit_code, subjects(done.output)) == (1, [*SUBJECTS[:-1], "unicore-site/doctor-elm", CEDAR])
     assert failing(done.output) == ["unicore-site/doctor-elm"]
     said = shown(done.output, "unicore-site/doctor-elm")
     assert "FAIL log in: " in said
@@ -306,6 +326,12 @@ DAMAGES: dict[str, tuple[str, dict[str, Any], str]] = {
         "password: is only asterisks",
     ),
     "the UI lost a Connection": ("mantik-site/doctor-alder", {"connection": None}, "connection: Field required"),
+    "the UI lost a nested client secret": (
+        CEDAR,
+        {"login": {"client_id": "alice-client", "client_secret": ASTERISKS}},
+        "login.client_secret: is only asterisks",
+    ),
+    "the working root holds a variable": (CEDAR, {"root": "$SCRATCH/mantik"}, "root: must be an absolute path"),
 }
 
 
@@ -327,9 +353,10 @@ def test_a_damaged_block_is_named_with_what_is_wrong(
 def test_a_connection_that_is_nobodys_is_named(
     by_hand: Callable[..., str], doctor: Callable[..., Result], prefect_server: PrefectServer
 ) -> None:
-    connection = by_hand("mantik-connection/doctor-cedar", connection_id=NO_CONNECTION)
+    connection = by_hand("mantik-connection/doctor-alder", connection_id=NO_CONNECTION)
     document = prefect_server.document(connection)
-    site = by_hand("mantik-site/doctor-cedar", connection={"$ref": {"block_document_id": document["id"]}})
+    nested = {"$ref": {"block_document_id": document["id"]}}
+    site = by_hand("mantik-site/doctor-alder", connection=nested, ask_site=False)
     done = doctor()
     assert (done.exit_code, failing(done.output)) == (1, [site])
     said = shown(done.output, site)
@@ -339,18 +366,160 @@ def test_a_connection_that_is_nobodys_is_named(
     assert NO_CONNECTION not in done.output
 
 
+@pytest.mark.parametrize(
+    ("model", "url"),
+    [("unicore-site/doctor-birch", "api_url"), (CEDAR, "api_url"), (CEDAR, "token_url")],
+    ids=["UNICORE", "FirecREST", "FirecREST's token endpoint"],
+)
 def test_a_site_that_cannot_be_reached_says_so_in_the_words_of_the_call(
-    by_hand: Callable[..., str], doctor: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+    by_hand: Callable[..., str], doctor: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, model: str, url: str
 ) -> None:
     monkeypatch.setattr(doctor_module, "_PATIENCE", 1.0)
-    nowhere = "http://127.0.0.1:9/BIRCH/rest/core"
-    site = by_hand("unicore-site/doctor-birch", api_url=nowhere)
+    nowhere = "http://127.0.0.1:9/NOWHERE/rest/core"
+    site = by_hand(model, **{url: nowhere})
     done = doctor()
     assert (done.exit_code, failing(done.output)) == (1, [site])
     said = shown(done.output, site)
     assert f"no connection to {nowhere}" in said
-    assert said.startswith("FAIL log in: ")
+    assert said.startswith("FAIL log in")
+    assert said.count("FAIL") == 1
     assert "Check the URL and the network." in said
+    assert_fits(done.output)
+
+
+# --- FirecREST ------------------------------------------------------------------------------------------------------
+
+
+def found_at(done: Result, subject: str) -> dict[str, tuple[bool, str]]:
+    """What `--json` says of a subject: how each step ended, in order."""
+    [item] = [item for item in json.loads(done.stdout) if item["subject"] == subject]
+    return {finding["what"]: (finding["ok"], finding["message"]) for finding in item["findings"]}
+
+
+@pytest.fixture
+def cedar(mantik_sandbox: SandboxProcess) -> Iterator[Callable[..., None]]:
+    """Changes the site for one test."""
+    yield partial(mantik_sandbox.control.change_site, "cedar")
+    mantik_sandbox.control.change_site("cedar", entitled=True, unhealthy=False)
+
+
+LOGIN, LIST, PARTITION = "log in, and find the system", "list our jobs", "find the partition"
+SENT = "send what the backend config asks for"
+
+
+def test_each_step_at_a_firecrest_site_is_told(
+    by_hand: Callable[..., str], doctor: Callable[..., Result], mantik_sandbox: SandboxProcess
+) -> None:
+    env = mantik_sandbox.env
+    write = f"write below {env['MANTIK_SANDBOX_CEDAR_ROOT']}"
+    site = by_hand(CEDAR, account="sandbox-budget")
+    done = doctor("--json")
+    assert done.exit_code == 0
+    found = found_at(done, site)
+    assert list(found) == [LOGIN, LIST, PARTITION, SENT, write, "find the account"]
+    assert {ok for ok, _ in found.values()} == {True}
+    login, listed, *others = (message for _, message in found.values())
+    assert login == f"as {env['MANTIK_FIRECREST_CLIENT_ID']}"
+    assert re.fullmatch(r"\d+ in the last day", listed)
+    assert others == ["batch", "", "", "sandbox-budget"]
+    assert list(found_at(done, CEDAR)) == list(found)[:-1]  # its project says what is charged
+
+
+WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
+    "system": ({"system": "daint"}, LOGIN, "has no system daint, only: cedar, cedar-rest"),
+    "partition": (
+        {"backend_config": {"Resources": {"Queue": "gpu"}}},
+        PARTITION,
+        "There is no partition gpu, only batch, devel.",
+    ),
+    "account": ({"account": "nobodys"}, "find the account", "There is no account nobodys for this user, only "),
+    "root outside the file systems": ({"root": "/etc/mantik"}, "write below /etc/mantik", "is in none of the file"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_wrong_at_a_firecrest_site_is_named(
+    wrong: str, by_hand: Callable[..., str], doctor: Callable[..., Result]
+) -> None:
+    changes, step, words = WRONG[wrong]
+    site = by_hand(CEDAR, **changes)
+    done = doctor("--json")
+    found = found_at(done, site)
+    assert done.exit_code == 1
+    assert [what for what, (ok, _) in found.items() if not ok] == [step]
+    assert words in found[step][1]
+    assert (len(found) == 1) is (step == LOGIN)  # no step makes sense without the first
+    assert all(ok for ok, _ in found_at(done, CEDAR).values())
+
+
+def test_a_wrong_client_secret_is_tried_once(
+    by_hand: Callable[..., str], doctor: Callable[..., Result], mantik_sandbox: SandboxProcess
+) -> None:
+    client = mantik_sandbox.env["MANTIK_FIRECREST_CLIENT_ID"]
+    site = by_hand(CEDAR, login={"client_id": client, "client_secret": WRONG_PASSWORD})
+    assert doctor().exit_code == 1
+    mantik_sandbox.control.reset_requests()
+    done = doctor()
+    assert failing(done.output) == [site]
+    said = shown(done.output, site)
+    assert said.startswith(f"FAIL {LOGIN}: ")
+    assert f"refused the client '{client}'" in said
+    assert said.endswith("Check client id and secret; they are not tried again until they change.")
+    assert mantik_sandbox.control.count(route="/firecrest-auth/token") == 0  # the good one has its token
+    assert_fits(done.output)
+
+
+def test_a_client_without_an_account_at_the_site(
+    saved_sites: None, doctor: Callable[..., Result], cedar: Callable[..., None]
+) -> None:
+    cedar(entitled=False)
+    done = doctor()
+    assert (done.exit_code, failing(done.output)) == (1, [CEDAR])
+    said = shown(done.output, CEDAR)
+    assert said.startswith(f"FAIL {LOGIN}: ")
+    assert "has no account at the site for 'sandbox-at-cedar'" in said
+    assert LIST not in said
+    assert_fits(done.output)
+
+
+def test_an_unhealthy_site_says_so_within_the_patience(
+    saved_sites: None, doctor: Callable[..., Result], cedar: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor_module, "_PATIENCE", 2.0)
+    cedar(unhealthy=True)
+    began = time.monotonic()
+    done = doctor()
+    assert time.monotonic() - began < 30
+    assert (done.exit_code, failing(done.output)) == (1, [CEDAR])
+    said = shown(done.output, CEDAR)
+    assert said.startswith(f"ok {LOGIN}: ")
+    assert f"FAIL {LIST}: FirecREST calls the system unhealthy (scheduler: " in said
+    assert "It asks again every minute or two." in said
+    assert f"ok {PARTITION}: batch" in said
+    assert "FAIL write below " in said
+    assert_fits(done.output)
+
+
+def test_a_system_without_sbatch_lines_says_what_cannot_be_sent(
+    by_hand: Callable[..., str], doctor: Callable[..., Result]
+) -> None:
+    site = by_hand(CEDAR, system="cedar-rest")
+    done = doctor()
+    assert (done.exit_code, failing(done.output)) == (1, [site])
+    said = shown(done.output, site)
+    assert "it reads no #SBATCH lines: resources are the partition's defaults" in said
+    assert f"FAIL {SENT}: " in said
+    assert "Resources.Runtime cannot be sent" in said
+    assert "#SBATCH" not in shown(done.output, CEDAR)
+
+
+def test_a_system_without_sbatch_lines_takes_what_can_be_sent(
+    by_hand: Callable[..., str], doctor: Callable[..., Result]
+) -> None:
+    site = by_hand(CEDAR, system="cedar-rest", backend_config={"Resources": {"Queue": "batch"}})
+    done = doctor()
+    assert (done.exit_code, failing(done.output)) == (0, [])
+    assert f"ok {SENT}" in shown(done.output, site)
     assert_fits(done.output)
 
 

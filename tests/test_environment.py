@@ -10,7 +10,9 @@ import shlex
 import string
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -22,7 +24,9 @@ from prefect_mantik.environment import (
     RuntimeContext,
     check_api_url,
     check_tracking_uri,
+    firecrest_login,
     read_variables,
+    unicore_login,
 )
 from prefect_mantik.errors import EnvironmentInvalid
 from prefect_mantik.foreign_credentials import foreign_tracking_credentials
@@ -515,6 +519,29 @@ def test_the_runtime_context_can_do_without_some() -> None:
     optional = {"MANTIK_GIT_REF", "MLFLOW_RUN_NAME", "MANTIK_RUN_KEY"}
     context = RuntimeContext.current({name: value for name, value in IN_A_JOB.items() if name not in optional})
     assert context.git_ref is context.run_name is context.run_key is None
+
+
+SITE_LOGINS = {
+    unicore_login: ("MANTIK_UNICORE_USERNAME", "MANTIK_UNICORE_PASSWORD", "UnicoreCredentials"),
+    firecrest_login: ("MANTIK_FIRECREST_CLIENT_ID", "MANTIK_FIRECREST_CLIENT_SECRET", "FirecrestCredentials"),
+}
+
+
+@pytest.mark.parametrize("login", SITE_LOGINS)
+def test_the_login_of_a_site(login: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    name, secret, block = SITE_LOGINS[login]
+    with pytest.raises(EnvironmentInvalid, match=f"{name} and {secret} not set: set both .*{block} or a Connection"):
+        login()
+    monkeypatch.setenv(secret, SECRET)
+    with pytest.raises(EnvironmentInvalid, match=f": {name} not set") as caught:
+        login()
+    assert SECRET not in str(caught.value)
+    with pytest.raises(EnvironmentInvalid, match=f": {secret} not set"):
+        login({name: "ada", secret: ""})
+    monkeypatch.setenv(name, "ada")
+    found, hidden = login()
+    assert (found, hidden.get_secret_value()) == ("ada", SECRET)
+    assert SECRET not in repr(hidden)
 
 
 def test_outside_a_job_there_is_no_runtime_context() -> None:

@@ -20,12 +20,16 @@ LEVELS = (
     {"runs", "results", "environment", "foreign_credentials", "backend_config", "mlproject", "log", "loop"},
     {"api", "git"},
     {"staging"},
-    {"platform", "unicore"},
+    {"platform", "unicore", "firecrest"},
     {"tracking"},
     {"documents"},
     {"credentials"},  # above the clients: a block makes its clients, which take a token source and never a block
     {"sites"},
+    {"turns"},
     {"ledger", "waiting", "data"},
+    {"cancelling"},
+    {"noticing", "inventory"},
+    {"run_lists"},
     {"jobs"},
     {"tasks", "lifecycle", "reports"},
     {"flows", "_blocks", "prefect_server"},
@@ -39,7 +43,7 @@ LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 
 SANDBOX_KNOWS = {"sandbox", "runs", "errors"}
 STARTS_THE_SANDBOX = {"cli", "demo"}
-READS_THE_ENVIRONMENT = {"environment", "cli", "demo", "sandbox"}
+READS_THE_ENVIRONMENT = {"environment", "cli", "sandbox"}
 
 
 @dataclass(frozen=True)

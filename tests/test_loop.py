@@ -59,6 +59,7 @@ def test_an_interrupted_caller_cancels_what_it_waited_for() -> None:
     script = """
 import asyncio, os, signal, threading
 from prefect_mantik.loop import call
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would we
 ended = threading.Event()
 async def wait():
     try:

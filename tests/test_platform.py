@@ -334,8 +334,8 @@ async def test_a_server_on_this_machine_is_not_asked_through_a_proxy(
     """Plain http is allowed on loopback only because nobody is in between."""
     for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    http_client.cache_clear()
+    http_client.cache_clear()  # type: ignore[attr-defined]
     try:
         await account.ask()
     finally:
-        http_client.cache_clear()
+        http_client.cache_clear()  # type: ignore[attr-defined]

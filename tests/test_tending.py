@@ -193,3 +193,26 @@ async def test_a_job_that_is_held_does_not_make_its_site_be_opened_anew(clock: C
     statuses = await wait_until_ended({handle(): site}, reopen=reopen)
     assert statuses[handle()].state is RunState.FINISHED
     assert reopened == []
+
+
+async def test_the_books_of_a_run_that_ended_are_tried_again(clock: Clock) -> None:
+    """Prefect, or MLflow, is away at the moment when it ends."""
+    tried: list[RunState] = []
+
+    async def tend(statuses: Mapping[RunHandle, RunStatus]) -> float | None:
+        tried.extend(status.state for status in statuses.values())
+        if len(tried) < 3:
+            raise ServiceUnavailable("away")
+        return None
+
+    site = site_that(tend, clock, {0: "FINISHED"})
+    await wait_until_ended({handle(): site}, reopen=no_reopen)
+    assert tried == [RunState.FINISHED] * 3
+
+
+async def test_books_that_stay_open_are_no_time_out(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(poller, "_ONE_ROUND", 0.1)
+    monkeypatch.setattr(poller, "TEND_TIMEOUT", 5.0)
+    site = site_that(hanging, clock, {0: "FINISHED"})
+    statuses = await wait_until_ended({handle(): site}, reopen=no_reopen, timeout=0.3)
+    assert statuses[handle()].state is RunState.FINISHED

@@ -239,13 +239,27 @@ async def test_the_silence_limit_stops_and_asks(clock: Clock) -> None:
     assert caught.value.handles == [handle()]
 
 
-async def test_a_timeout_leaves_the_jobs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_timeout_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(poller, "SHORTEST", 0.05)
     monkeypatch.setattr(poller, "_ONE_ROUND", 0.1)
     clock = Clock()
     done, running = ScriptedSite(clock, {0: "FINISHED"}), ScriptedSite(clock, {0: "RUNNING"}, account="two")
     began = time.monotonic()
-    with pytest.raises(WaitTimeout, match="1 of 2 training runs had not ended after 0 s.*left alone") as caught:
+    with pytest.raises(WaitTimeout, match="1 of 2 training runs had not ended after 0 s: ") as caught:
         await wait_until_ended({handle(0): done, handle(1): running}, reopen=no_reopen, timeout=0.3)
     assert caught.value.handles == [handle(1)]
     assert time.monotonic() - began < 5
+
+
+async def test_a_run_that_will_not_start_is_said_once_for_each_cause(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stuck(why: str) -> RunStatus:
+        return RunStatus(state=RunState.SCHEDULED, reason=Reason.STUCK, message=why, observed_at=START)
+
+    site = ScriptedSite(
+        clock, {0: "SCHEDULED", 60: stuck("it is held."), 7200: stuck("too long."), 9000: "RUNNING", 9100: "FINISHED"}
+    )
+    with caplog.at_level(logging.WARNING):
+        await wait_until_ended({handle(): site}, reopen=no_reopen)
+    assert [record.message.partition(": ")[2] for record in caplog.records] == ["it is held.", "too long."]

@@ -12,6 +12,7 @@ reads and renders a config, and the names of older generations of the schema are
 `docs/backend-config.md` is the user's page, with the differences to what the platform makes of the same config.
 """
 
+from prefect_mantik.backend_config.advice import retired
 from prefect_mantik.backend_config.checking import (
     backend_kind,
     check_backend_config,
@@ -31,7 +32,7 @@ from prefect_mantik.backend_config.schema import (
     Ssh,
 )
 from prefect_mantik.backend_config.script import training_script
-from prefect_mantik.backend_config.slurm import slurm_script
+from prefect_mantik.backend_config.slurm import refuse_unsendable, slurm_fields, slurm_script
 from prefect_mantik.backend_config.unicore import unicore_job
 
 __all__ = [
@@ -49,7 +50,10 @@ __all__ = [
     "inspect_backend_config",
     "load_backend_config",
     "parse_backend_config",
+    "refuse_unsendable",
+    "retired",
     "site_label",
+    "slurm_fields",
     "slurm_script",
     "training_script",
     "unicore_job",

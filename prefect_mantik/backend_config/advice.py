@@ -15,8 +15,10 @@ _GPU_QUEUE = re.compile(r"gpu|booster|(a|h|v|gh|gb)[12]00|mi[123]\d\d", re.IGNOR
 _RETIRED = {
     "UnicoreApiUrl": (r"zam2125\.", "names a gateway that was retired: https://unicore.fz-juelich.de/<SITE>/rest/core"),
     "Firecrest.ApiUrl": (
-        r"://firecrest\.cscs\.ch|/v1(/|$)",
-        "names FirecREST's API of version 1, which was retired: https://<host>/<platform>/firecrest/v2",
+        r"://firecrest\.cscs\.ch|/firecrest/v1(/|$)",
+        "names FirecREST's API of version 1, which was retired. Version 2: https://<host>/<platform>/firecrest/v2; "
+        "at CSCS: https://api.cscs.ch/<hpc, ml or cw>/firecrest/v2, with tokens from "
+        "https://auth.cscs.ch/auth/realms/firecrest-clients/protocol/openid-connect/token",
     ),
 }
 
@@ -64,10 +66,21 @@ def _resources(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _retired(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for path, (pattern, message) in _RETIRED.items():
+    for path in _RETIRED:
         *parents, key = path.split(".")
-        if re.search(pattern, str(part_of(config, *parents).get(key, ""))):
+        if message := retired(path, str(part_of(config, *parents).get(key, ""))):
             yield path, message
+
+
+def retired(path: str, url: str) -> str:
+    """What to say of a URL that names a retired host or API; empty for any other.
+
+    Args:
+        path: Where in a config it stands, such as `Firecrest.ApiUrl`.
+        url: The URL.
+    """
+    pattern, message = _RETIRED[path]
+    return message if re.search(pattern, url) else ""
 
 
 def _commands(path: str, value: Any, *, login_ignored: bool) -> Iterator[tuple[str, str]]:

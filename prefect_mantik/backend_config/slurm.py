@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from prefect_mantik.backend_config.rules import SLURM_WORD, is_slurm_word
 from prefect_mantik.backend_config.schema import BackendConfig, Resources
 from prefect_mantik.backend_config.script import training_body
 from prefect_mantik.backend_config.unicore import LOG
 from prefect_mantik.errors import BackendConfigInvalid
+
+_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
+
+_WHO = 'export USER="${USER:-$(id -un)}" PATH && export HOME="${HOME:-$(eval echo "~$USER")}"'
+"""A job that came by Slurm's REST API knows none of the three."""
 
 
 def slurm_script(
@@ -39,13 +45,82 @@ def slurm_script(
     Raises:
         BackendConfigInvalid: A value cannot stand in an `#SBATCH` line, or there are commands for the login node.
     """
-    log = f"{directory.rstrip('/')}/{LOG}"
+    log = _log(directory)
     options = {"job-name": job_name, "account": account, **_resources(config.resources), "output": log, "error": log}
-    given = {name: value for name, value in options.items() if value is not None}
+    # A job that is put back into the queue begins again: what it wrote before stays.
+    given = {name: value for name, value in options.items() if value is not None} | {"open-mode": "append"}
     _check(config, given)
     lines = ["#!/bin/bash -l", *(f"#SBATCH --{name}={value}" for name, value in given.items())]
-    lines += ["", f"cd {shlex.quote(directory)} || exit"]
+    lines += ["", _WHO, f"cd {shlex.quote(directory)} || exit"]
     return "\n".join(lines) + "\n" + training_body(config, command=command, variables=variables, before=before)
+
+
+def slurm_fields(
+    config: BackendConfig, *, job_name: str, directory: str, account: str | None, reads_directives: bool
+) -> dict[str, Any]:
+    """What a FirecREST server is told of a job in fields, beside its script.
+
+    A server that runs `sbatch` makes options of them, which win over `SBATCH_*` variables of a login shell as `#SBATCH`
+    lines do not. One that asks Slurm's REST API reads no `#SBATCH` lines, and gives the job no variables but those that
+    are sent.
+
+    Args:
+        config: The compute backend config.
+        job_name: The job's name.
+        directory: Absolute path of the run's directory at the site.
+        account: The compute budget account.
+        reads_directives: Whether `#SBATCH` lines count.
+
+    Returns:
+        Fields of the job description of FirecREST's API (version 2), without script and directory.
+
+    Raises:
+        BackendConfigInvalid: The config asks for what no field can say. The job would run without it.
+    """
+    if not reads_directives:
+        refuse_unsendable(config)
+    resources, log = config.resources, _log(directory)
+    fields = {
+        "name": job_name,
+        "account": account,
+        "partition": resources.queue,
+        "reservation": resources.reservation,
+        "constraints": resources.node_constraints,
+        "standardOutput": log,
+        "standardError": log,
+        "env": None if reads_directives else {"PATH": _PATH},
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def refuse_unsendable(config: BackendConfig) -> None:
+    """Refuse what `slurm_fields` cannot say.
+
+    Raises:
+        BackendConfigInvalid: The config asks for what no field can say. The job would run without it.
+    """
+    resources = config.resources
+    unsendable = {
+        "Runtime": resources.runtime is not None,
+        "Nodes": (resources.nodes or 1) > 1,
+        "TotalCPUs": (resources.total_cpus or 1) > 1,
+        "CPUsPerNode": (resources.cpus_per_node or 1) > 1,
+        "GPUsPerNode": bool(resources.gpus_per_node),
+        "MemoryPerNode": resources.memory_kibibytes is not None,
+        "QoS": resources.qos is not None,
+    }
+    findings = [
+        f"Resources.{name} cannot be sent: FirecREST passes jobs of this system to Slurm's REST API, without #SBATCH "
+        "lines. Leave it out, and what the partition gives by default counts"
+        for name, given in unsendable.items()
+        if given
+    ]
+    if findings:
+        raise BackendConfigInvalid(findings)
+
+
+def _log(directory: str) -> str:
+    return f"{directory.rstrip('/')}/{LOG}"
 
 
 def _check(config: BackendConfig, options: Mapping[str, str]) -> None:

@@ -9,7 +9,7 @@ from prefect import flow, get_run_logger
 from prefect_mantik.documents import aload_block
 from prefect_mantik.errors import RunsFailed, SubmitsFailed
 from prefect_mantik.jobs import TrainingJob
-from prefect_mantik.lifecycle import cancel_runs_of_flow
+from prefect_mantik.lifecycle.hook import cancel_runs_of_flow
 from prefect_mantik.loop import call
 from prefect_mantik.reports import publish_comparison
 from prefect_mantik.runs import IfEnded

@@ -116,7 +116,7 @@ class PlatformTokens:
 
     async def _valid(self) -> _Token:
         if self._refused:
-            raise _again(self._refused)
+            raise self._refused.again()
         if self._current and self._current.is_fresh:
             return self._current
         return await self._renewal.run(self._renew)
@@ -142,7 +142,7 @@ class PlatformTokens:
                 status=error.status,
                 detail=error.detail,
             )
-            raise _again(self._refused) from None
+            raise self._refused.again() from None
 
     async def _refresh(self, refresh_token: str) -> _Token | None:
         body = {"username": self._api.username, "refresh_token": refresh_token}
@@ -183,11 +183,6 @@ def _received(answer: TokenAnswer, response: httpx.Response) -> _Token:
         clock_ahead=now.timestamp() - wall_clock(),
         lifetime=max(0.0, (answer.expires_at - now).total_seconds()),
     )
-
-
-def _again(error: LoginRefused) -> LoginRefused:
-    """A new object for each raise: a kept one would gather the traceback of every caller."""
-    return LoginRefused(str(error), method=error.method, path=error.path, status=error.status, detail=error.detail)
 
 
 def _subject(token: str) -> UUID | None:

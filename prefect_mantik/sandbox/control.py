@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -17,6 +17,7 @@ from starlette.routing import Route
 from prefect_mantik.sandbox.accounts import Accounts
 from prefect_mantik.sandbox.errors import ApiError, parse
 from prefect_mantik.sandbox.faults import Faults, Rule
+from prefect_mantik.sandbox.firecrest.routes import Firecrest
 from prefect_mantik.sandbox.http import Handler, path_id, read_body
 from prefect_mantik.sandbox.jobs import Hold, Job, JobState, timestamp
 from prefect_mantik.sandbox.runs import Runs
@@ -41,15 +42,30 @@ class _SiteChange(BaseModel):
     entitled: bool | None = None
     quota_full: bool | None = None
     queue_reason: str | None = None
+    unhealthy: bool | None = None
+    accounting_down: bool | None = None
 
 
 class _JobEnd(BaseModel):
-    state: Literal["FAILED", "TIMEOUT", "CANCELLED", "OUT_OF_MEMORY", "NODE_FAIL", "VANISHED"]
+    state: Literal["FAILED", "TIMEOUT", "CANCELLED", "OUT_OF_MEMORY", "NODE_FAIL", "PREEMPTED", "VANISHED"]
 
 
 class _JobHold(BaseModel):
     hold: Hold
     reason: str = ""
+
+
+class _JobRequeue(BaseModel):
+    seconds: float = Field(120.0, ge=0)
+
+
+class _JobAge(BaseModel):
+    seconds: float
+
+
+class _FirecrestToken(BaseModel):
+    client: str
+    lifetime: float = 300.0
 
 
 class _UnicoreToken(BaseModel):
@@ -70,6 +86,7 @@ class Control:
         switches: Switches,
         login_link: Callable[[], str],
         unicore: Unicore,
+        firecrest: Firecrest,
     ) -> None:
         self.token = secrets.token_urlsafe(32)
         self._accounts = accounts
@@ -79,6 +96,7 @@ class Control:
         self._switches = switches
         self._login_link = login_link
         self._unicore = unicore
+        self._firecrest = firecrest
 
     def routes(self) -> list[Route]:
         """Give all endpoints."""
@@ -88,6 +106,7 @@ class Control:
             ("DELETE", "/faults", self._clear_faults),
             ("GET", "/requests", self._requests),
             ("DELETE", "/requests", self._reset_requests),
+            ("GET", "/requests/log", self._request_log),
             ("GET", "/switches", self._get_switches),
             ("PATCH", "/switches", self._set_switches),
             ("POST", "/tokens/expire", self._expire_tokens),
@@ -99,6 +118,10 @@ class Control:
             ("GET", "/jobs", self._jobs),
             ("POST", "/jobs/{jobId}/end", self._end_job),
             ("POST", "/jobs/{jobId}/hold", self._hold_job),
+            ("POST", "/jobs/{jobId}/requeue", self._requeue_job),
+            ("POST", "/jobs/{jobId}/age", self._age_job),
+            ("POST", "/firecrest/tokens", self._firecrest_token),
+            ("POST", "/firecrest/tokens/expire", self._expire_firecrest_tokens),
             ("POST", "/unicore/tokens", self._unicore_token),
             ("POST", "/unicore/sessions/expire", self._expire_sessions),
             ("POST", "/login", self._login),
@@ -130,6 +153,9 @@ class Control:
         return [
             {**dict(zip(keys, key, strict=True)), "count": count} for key, count in sorted(self._faults.counts.items())
         ]
+
+    async def _request_log(self, _: Request) -> list[dict[str, Any]]:
+        return [{**seen._asdict(), "at": timestamp(seen.at)} for seen in self._faults.log]
 
     async def _reset_requests(self, _: Request) -> None:
         self._faults.counts.clear()
@@ -175,7 +201,8 @@ class Control:
         ]
 
     async def _list_sites(self, _: Request) -> list[dict[str, Any]]:
-        fields = ("name", "kind", "url", "maintenance", "refuse_logins", "entitled", "quota_full", "queue_reason")
+        changeable = ("maintenance", "refuse_logins", "entitled", "quota_full", "queue_reason", "unhealthy")
+        fields = ("name", "kind", "url", *changeable, "accounting_down")
         return [
             {name: getattr(site, name) for name in fields} | {"message": site.maintenance_message}
             for site in self._sites.values()
@@ -192,6 +219,10 @@ class Control:
             site.entitled = change.entitled
         if change.quota_full is not None:
             site.quota_full = change.quota_full
+        if change.unhealthy is not None:
+            site.unhealthy = change.unhealthy
+        if change.accounting_down is not None:
+            site.accounting_down = change.accounting_down
         if change.queue_reason is not None:
             site.set_queue_reason(change.queue_reason)
         if change.maintenance is not None:
@@ -218,6 +249,8 @@ class Control:
     async def _end_job(self, request: Request) -> dict[str, Any]:
         site, job = self._runs.find_job(path_id(request, "jobId"))
         wanted = await read_body(request, _JobEnd)
+        if not job.state.ended:
+            job.killer = "root"
         await site.end(job, JobState(wanted.state))
         return _describe(job)
 
@@ -226,6 +259,24 @@ class Control:
         wanted = await read_body(request, _JobHold)
         site.set_hold(job, wanted.hold, wanted.reason)
         return _describe(job)
+
+    async def _requeue_job(self, request: Request) -> dict[str, Any]:
+        site, job = self._runs.find_job(path_id(request, "jobId"))
+        wanted = await read_body(request, _JobRequeue)
+        site.requeue(job, wanted.seconds)
+        return _describe(job)
+
+    async def _age_job(self, request: Request) -> dict[str, Any]:
+        _, job = self._runs.find_job(path_id(request, "jobId"))
+        job.age((await read_body(request, _JobAge)).seconds)
+        return _describe(job)
+
+    async def _firecrest_token(self, request: Request) -> dict[str, str]:
+        wanted = await read_body(request, _FirecrestToken)
+        return {"token": self._firecrest.tokens.issue(wanted.client, wanted.lifetime)}
+
+    async def _expire_firecrest_tokens(self, _: Request) -> None:
+        self._firecrest.tokens.expire()
 
     async def _unicore_token(self, request: Request) -> dict[str, str]:
         wanted = await read_body(request, _UnicoreToken)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import fnmatch
 import logging
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 logger = logging.getLogger(__name__)
 
-Action = Literal["delay_before", "delay_after", "status", "drop_before", "drop_after", "late"]
+Action = Literal["delay_before", "delay_after", "status", "drop_before", "drop_after", "status_after", "late"]
 Drop = Callable[[Scope], None]
+
+LOG_LENGTH = 20_000
+"""Requests that are kept, one by one."""
 
 _TOLD = "The sandbox was told to fail"
 _UNICORE_EMPTY = {401, 403, 404, 432}
@@ -25,8 +29,9 @@ class Rule(BaseModel):
     """One way to misbehave.
 
     `delay_before` and `delay_after` wait before the work and between the work and its answer. `status` answers without
-    doing the work. `drop_before` and `drop_after` cut the connection before and after the work. `late` answers with
-    `status` (or cuts the connection, where that is null) and does the work `seconds` later.
+    doing the work, `status_after` with the work done. `drop_before` and `drop_after` cut the connection before and
+    after the work. `late` answers with `status` (or cuts the connection, where that is null) and does the work
+    `seconds` later.
 
     The route is a template such as `/{site}/rest/core/jobs/{jobId}`, the same with a site's own name
     (`/ALDER/rest/core/jobs/{jobId}`), a pattern for either (`/ALDER/*`), or one path.
@@ -48,12 +53,22 @@ class Rule(BaseModel):
     used: int = 0
 
 
+class Seen(NamedTuple):
+    """One request: when it came, and which status answered it (0: no answer)."""
+
+    at: float
+    method: str
+    path: str
+    status: int
+
+
 class Faults:
-    """The rules in force and the counts, shared by the middleware and the control API."""
+    """The rules in force, the counts and the log, shared by the middleware and the control API."""
 
     def __init__(self, rules: list[Rule]) -> None:
         self.rules = rules
         self.counts: Counter[tuple[str, str, str, int]] = Counter()
+        self.log: deque[Seen] = deque(maxlen=LOG_LENGTH)
 
     def take(self, method: str, route: str, path: str, account: str) -> Rule | None:
         """Give the rule that applies to a request, and use it up by one."""
@@ -105,7 +120,7 @@ class FaultsMiddleware:
             await self._app(scope, receive, send)
             return
         route, account = self._route_of(scope), self._account_of(scope)
-        status = 0
+        status, came = 0, time.time()
 
         async def count(message: Message) -> None:
             nonlocal status
@@ -123,6 +138,7 @@ class FaultsMiddleware:
         finally:
             account = scope.get("sandbox.account", account)
             self._faults.counts[scope["method"], route, account, status] += 1
+            self._faults.log.append(Seen(came, scope["method"], scope["path"], status))
 
     async def _play(self, rule: Rule, scope: Scope, receive: Receive, send: Send) -> None:
         if rule.action == "delay_before":
@@ -135,6 +151,9 @@ class FaultsMiddleware:
                 await send(message)
         elif rule.action == "status":
             await _body(receive)
+            await _answer(rule, scope, send)
+        elif rule.action == "status_after":
+            await self._work(scope, await _body(receive))
             await _answer(rule, scope, send)
         elif rule.action == "drop_before":
             await self._cut(scope, receive)
@@ -191,6 +210,10 @@ async def _body(receive: Receive) -> bytes:
 
 
 def _default_body(scope: Scope, status: int) -> str:
+    if scope["path"].startswith("/firecrest/v2/"):
+        return f'{{"errorType":"error","message":"{_TOLD}","causedBy":null,"data":null,"user":null}}'
+    if scope["path"].startswith("/firecrest-auth/"):
+        return f'{{"error":"unknown_error","error_description":"{_TOLD}"}}'
     if "/rest/core" not in scope["path"]:
         return f'{{"detail": "{_TOLD}"}}'
     return "" if status in _UNICORE_EMPTY else f'{{"errorMessage": "{_TOLD}", "status": {status}}}'

@@ -31,6 +31,7 @@ class JobState(str, Enum):
     CANCELLED = "CANCELLED"
     OUT_OF_MEMORY = "OUT_OF_MEMORY"
     NODE_FAIL = "NODE_FAIL"
+    PREEMPTED = "PREEMPTED"
     VANISHED = "VANISHED"
 
     @property
@@ -94,6 +95,13 @@ class JobRequest:
         not_before: The earliest start, as a point in time.
         umask: The mask for new files.
         description: The job in the language that it came in.
+        interpreter: What runs the script, with its arguments; empty: bash.
+        spool: The file that the script is kept in; None: one in the run directory.
+        variables: What the environment holds beside the site's own.
+        bare: Whether the environment holds nothing else.
+        append: Whether the output files are added to or begun anew.
+        input: The file for standard input.
+        requeue: Whether the job is queued again when its node fails.
     """
 
     name: str
@@ -115,11 +123,31 @@ class JobRequest:
     not_before: float = 0.0
     umask: int = -1
     description: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    interpreter: tuple[str, ...] = ()
+    spool: Path | None = None
+    variables: dict[str, str] = field(default_factory=dict, repr=False)
+    bare: bool = False
+    append: bool = True
+    input: str = "/dev/null"
+    requeue: bool = True
 
 
 @dataclass(kw_only=True, eq=False)
 class Job:
-    """One job of one site."""
+    """One job of one site.
+
+    Attributes:
+        signal: What its process was killed by.
+        hold_reason: Why it is held, in the batch system's words.
+        killer: Who had it ended, if that was not its owner: a user, or the batch system.
+        killed: When somebody had it ended; the end itself may come later.
+        not_before: The earliest start, should it have been put off.
+        attempts: When it started and failed before it was queued again.
+        put_off: After how many seconds it may start again, once its node has failed.
+        suspended: How many seconds it was held while it ran, up to `held`.
+        held: Since when it is held while it runs.
+        at_start: Called right before its process starts.
+    """
 
     site: str
     kind: SiteKind
@@ -138,6 +166,16 @@ class Job:
     ended: float | None = None
     ending: JobState | None = None
     hold: Hold = ""
+    hold_reason: str = ""
+    signal: int | None = None
+    killer: str = ""
+    killed: float | None = None
+    not_before: float = 0.0
+    put_off: float | None = None
+    attempts: list[tuple[float, float]] = field(default_factory=list)
+    suspended: float = 0.0
+    held: float | None = None
+    at_start: Callable[[], None] | None = field(default=None, repr=False)
     history: list[tuple[float, JobState]] = field(default_factory=list, repr=False)
     events: list[tuple[float, str]] = field(default_factory=list, repr=False)
     task: asyncio.Task[None] | None = field(default=None, repr=False)
@@ -154,6 +192,21 @@ class Job:
         """Change the state and remember when."""
         self.state = state
         self.history.append((time.time(), state))
+
+    def age(self, seconds: float) -> None:
+        """Move everything that has happened to the job into the past.
+
+        Args:
+            seconds: How far.
+        """
+        self.submitted -= seconds
+        self.history = [(moment - seconds, state) for moment, state in self.history]
+        self.events = [(moment - seconds, text) for moment, text in self.events]
+        self.attempts = [(begun - seconds, ended - seconds) for begun, ended in self.attempts]
+        for name in ("started", "ended", "killed", "held"):
+            moment = getattr(self, name)
+            if moment is not None:
+                setattr(self, name, moment - seconds)
 
     def note(self, text: str) -> None:
         """Write a line into the job's log as its site keeps it."""

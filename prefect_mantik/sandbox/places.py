@@ -32,7 +32,7 @@ class Place:
 PLACES = (
     Place("alder", "UNICORE", "/ALDER/rest/core", 1.0),
     Place("birch", "UNICORE", "/BIRCH/rest/core", 1.3),
-    Place("cedar", "FirecREST", "/firecrest", 0.7),
+    Place("cedar", "FirecREST", "/firecrest/v2", 0.7),
 )
 
 
@@ -120,5 +120,8 @@ def environment(url: str, user: User, person: Person, catalogue: Catalogue, site
         values[f"MANTIK_CONNECTION_ID_{name}"] = str(connections[site.name].id)
         values[f"MANTIK_SANDBOX_{name}_URL"] = site.url
         if site.kind == "FirecREST":
+            values["MANTIK_FIRECREST_CLIENT_ID"] = connections[site.name].login
+            values["MANTIK_FIRECREST_CLIENT_SECRET"] = connections[site.name].password
             values[f"MANTIK_SANDBOX_{name}_TOKEN_URL"] = f"{url}/firecrest-auth/token"
+            values[f"MANTIK_SANDBOX_{name}_ROOT"] = str(site.scratch(connections[site.name].login) / "runs")
     return values

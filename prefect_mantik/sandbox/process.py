@@ -35,6 +35,15 @@ class SandboxControl:
         jobs: list[dict[str, Any]] = self.call("GET", "/jobs")
         return [job for job in jobs if run_key in (None, job["runKey"]) and (live is None or job["live"] is live)]
 
+    def job_of(self, number: str | int, site: str = "cedar") -> str:
+        """Give the id by which this API knows a job.
+
+        Args:
+            number: The number that the batch system gave it.
+            site: The site.
+        """
+        return next(str(job["id"]) for job in self.jobs() if (job["site"], job["number"]) == (site, int(number)))
+
     def requests(self) -> list[dict[str, Any]]:
         """List how often which route was called by whom and with which outcome (0: no answer)."""
         counts: list[dict[str, Any]] = self.call("GET", "/requests")
@@ -55,6 +64,11 @@ class SandboxControl:
             and method in (None, entry["method"])
             and account in (None, entry["account"])
         )
+
+    def request_log(self) -> list[dict[str, Any]]:
+        """List the last requests one by one, in the order of their answers: when each came, method, path, status."""
+        log: list[dict[str, Any]] = self.call("GET", "/requests/log")
+        return log
 
     def reset_requests(self) -> None:
         """Start to count anew."""
@@ -102,8 +116,8 @@ class SandboxControl:
         Args:
             name: The site.
             **changes: `maintenance` and its `message`, `refuse_logins`, `entitled` (false: users are known but may do
-                nothing), `quota_full`, and `queue_reason` (not empty: no job starts, for this reason). All but the
-                first and the third concern UNICORE sites.
+                nothing), `quota_full`, `queue_reason` (not empty: no job starts, for this reason), and for the
+                FirecREST site `unhealthy` (the server takes its services for broken) and `accounting_down`.
         """
         self.call("PATCH", f"/sites/{name}", changes)
 
@@ -112,15 +126,49 @@ class SandboxControl:
 
         Args:
             job_id: The job.
-            hold: UNDEFINED: UNICORE cannot name its state; QUEUED: it never gets its turn.
-            reason: What the job's log says.
+            hold: UNDEFINED: UNICORE cannot name its state; QUEUED: it never gets its turn. A job of the FirecREST
+                site is PENDING or SUSPENDED with either.
+            reason: What the job's log says, and at the FirecREST site why the job waits (by default JobHeldUser).
         """
         job: dict[str, Any] = self.call("POST", f"/jobs/{job_id}/hold", {"hold": hold, "reason": reason})
+        return job
+
+    def requeue_job(self, job_id: str, seconds: float = 120) -> dict[str, Any]:
+        """Have the node of a running job fail; unless it may not be, the job is queued again.
+
+        Args:
+            job_id: The job.
+            seconds: When it may start again.
+        """
+        job: dict[str, Any] = self.call("POST", f"/jobs/{job_id}/requeue", {"seconds": seconds})
+        return job
+
+    def age_job(self, job_id: str, seconds: float) -> dict[str, Any]:
+        """Move everything that has happened to a job into the past.
+
+        Args:
+            job_id: The job.
+            seconds: How far.
+        """
+        job: dict[str, Any] = self.call("POST", f"/jobs/{job_id}/age", {"seconds": seconds})
         return job
 
     def release_job(self, job_id: str) -> dict[str, Any]:
         """Let a job go on that is held."""
         return self.hold_job(job_id, "")
+
+    def firecrest_token(self, client: str, lifetime: float = 300) -> str:
+        """Give out an access token of the FirecREST site.
+
+        Args:
+            client: Whose, as in MANTIK_FIRECREST_CLIENT_ID.
+            lifetime: Seconds it lives.
+        """
+        return str(self.call("POST", "/firecrest/tokens", {"client": client, "lifetime": lifetime})["token"])
+
+    def expire_firecrest_tokens(self) -> None:
+        """Make every access token of the FirecREST site given out so far an expired one."""
+        self.call("POST", "/firecrest/tokens/expire")
 
     def unicore_token(self, username: str, lifetime: float = 3600) -> str:
         """Give out an access token of the sites' OpenID provider.

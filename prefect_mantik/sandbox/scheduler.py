@@ -27,6 +27,9 @@ from prefect_mantik.sandbox.watchdog import Watchdog, kill_group
 logger = logging.getLogger(__name__)
 
 QUEUES = ("batch", "devel")
+_FIRST_UID = 2001
+# What Slurm says of a job whose directory or output file it could not open.
+_NO_FILES = 53
 
 # How long a job that has run is seen at its end.
 _STAGE_OUT = 0.05
@@ -60,6 +63,8 @@ class Site:
         self.entitled = True
         self.quota_full = False
         self.queue_reason = ""
+        self.unhealthy = False
+        self.accounting_down = False
         self.passwords: dict[str, str] = {}
         self.jobs: list[Job] = []
         self.directory = directory
@@ -68,7 +73,7 @@ class Site:
         self._waiting: deque[tuple[Job, asyncio.Future[None]]] = deque()
         self._delay = delay
         self._grace = grace
-        self._surroundings = surroundings
+        self.surroundings = surroundings
         self._watchdog = watchdog
 
     def check_login(self, login: str, password: str) -> None:
@@ -102,6 +107,14 @@ class Site:
         scratch.mkdir(parents=True, exist_ok=True)
         return scratch
 
+    def uid(self, login: str) -> int:
+        """Give the number of a user of the site."""
+        return _FIRST_UID + list(self.passwords).index(login) if login in self.passwords else 0
+
+    def next_number(self) -> int:
+        """Give the number for a new job."""
+        return next(self._numbers)
+
     def check_quota(self, path: Path) -> None:
         """Refuse to write when the site was told that the disk is full."""
         if self.quota_full:
@@ -116,6 +129,7 @@ class Site:
         on_change: Listener,
         prepare: Preparation | None = None,
         job_id: UUID | None = None,
+        number: int | None = None,
     ) -> Job:
         """Take a job into the queue.
 
@@ -126,12 +140,13 @@ class Site:
             on_change: Awaited whenever the job starts or ends.
             prepare: Awaited before anything else: stages files in and waits for the start.
             job_id: Its id, if it has one already.
+            number: Its number, if it has one already.
         """
         job = Job(
             site=self.name,
             kind=self.kind,
             owner=owner,
-            number=next(self._numbers),
+            number=self.next_number() if number is None else number,
             request=request,
             directory=directory,
             on_change=on_change,
@@ -150,9 +165,13 @@ class Site:
             hold: How the hold looks: as a state nobody can name, or as a job that waits; empty ends it.
             reason: What the job's log says.
         """
-        job.hold = hold
+        job.hold, job.hold_reason = hold, reason
         if reason:
             job.note(reason)
+        if job.state is JobState.RUNNING and hold and job.held is None:
+            job.held = time.time()
+        elif not hold and job.held is not None:
+            job.suspended, job.held = job.suspended + time.time() - job.held, None
         if job.pid is not None and not job.state.ended:
             kill_group(job.pid, signal.SIGSTOP if hold else signal.SIGCONT)
         self._dispatch()
@@ -178,6 +197,30 @@ class Site:
             job.task.cancel()
         await asyncio.wait([job.task])
 
+    def requeue(self, job: Job, seconds: float) -> None:
+        """Have the node of a running job fail; the job is queued again if it may be.
+
+        Args:
+            job: One of the site's jobs.
+            seconds: When it may start again.
+        """
+        if job.task is not None and job.state is JobState.RUNNING and job.ending is None:
+            job.ending, job.put_off = JobState.NODE_FAIL, seconds if job.request.requeue else None
+            job.task.cancel()
+
+    async def run_beside(self, job: Job, command: str) -> int:
+        """Run a command where a job runs, wait for it and give its exit code.
+
+        Args:
+            job: A running job.
+            command: A command of the shell.
+        """
+        return await self._finish(await self._start(job, ["bash", "-c", command]))
+
+    def place_in_queue(self, job: Job) -> int | None:
+        """Tell how many jobs are before one that waits for nodes; None for one that does not."""
+        return next((place for place, (other, _) in enumerate(self._waiting) if other is job), None)
+
     def set_maintenance(self, on: bool) -> None:
         """Close the site for logins and starts, or open it again."""
         self.maintenance = on
@@ -193,15 +236,28 @@ class Site:
         try:
             state = await self._live(job, prepare)
         except asyncio.CancelledError:
+            if job.put_off is not None and job.killed is None:
+                self._queue_again(job, job.put_off)
+                return
             state = job.ending or JobState.CANCELLED
             job.message = "Job aborted."
         except (OSError, JobFailed) as error:
             state, job.message = JobState.FAILED, str(error)
+            if job.started is not None and job.pid is None:
+                job.signal = _NO_FILES
         job.ended = time.time()
         job.enter(state)
         logger.info("%s: job %s ended %s", self.name, job.id, state.value)
         if state is not JobState.VANISHED:
             await job.on_change(job)
+
+    def _queue_again(self, job: Job, seconds: float) -> None:
+        job.attempts.append((job.started or job.submitted, time.time()))
+        job.not_before = time.time() + seconds
+        job.started = job.pid = job.exit_code = job.signal = job.ending = job.put_off = None
+        job.suspended, job.held = 0.0, None
+        job.enter(JobState.READY)
+        job.task = asyncio.create_task(self._supervise(job, None), name=f"job {job.id}")
 
     async def _live(self, job: Job, prepare: Preparation | None) -> JobState:
         request = job.request
@@ -231,7 +287,7 @@ class Site:
     @contextlib.asynccontextmanager
     async def _nodes(self, job: Job) -> AsyncIterator[None]:
         job.enter(JobState.QUEUED)
-        await asyncio.sleep(max(self._delay(), job.request.not_before - time.time()))
+        await asyncio.sleep(max(self._delay(), max(job.request.not_before, job.not_before) - time.time()))
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self.queue_reason:
             job.note(self.queue_reason)
@@ -263,18 +319,22 @@ class Site:
 
     async def _run(self, job: Job) -> JobState:
         request = job.request
-        self.check_quota(job.log)
+        if job.at_start is None:
+            self.check_quota(job.log)
         job.started = time.time()
         job.enter(JobState.RUNNING)
         # Told before the process starts, so that nobody says RUNNING after the job itself has said FINISHED.
         await job.on_change(job)
+        if job.at_start is not None:
+            job.at_start()
         with contextlib.ExitStack() as files:
-            log = files.enter_context(job.log.open("ab"))
+            how = "ab" if request.append or job.attempts else "wb"
+            log = files.enter_context(job.log.open(how))
             own_error = request.error and request.error != request.output
-            error = files.enter_context((job.directory / request.error).open("ab")) if own_error else log
-            shell = ["bash", "-l"] if request.login_shell else ["bash"]
-            command = [*shell, str(write_scripts(job))]
-            process = await self._start(job, command, log, error)
+            error = files.enter_context((job.directory / request.error).open(how)) if own_error else log
+            given = files.enter_context((job.directory / request.input).open("rb"))
+            shell = request.interpreter or (("bash", "-l") if request.login_shell else ("bash",))
+            process = await self._start(job, [*shell, str(write_scripts(job))], log, error, given)
             job.pid = process.pid
             note_pid(job, process.pid)
             killed = True
@@ -290,6 +350,7 @@ class Site:
                 raise
             finally:
                 job.exit_code = exit_code(job, await self._clean_up(process), killed=killed)
+                job.signal = -min(process.returncode or 0, 0) or None
         if job.exit_code is None:
             job.message = no_exit_code(request)
             return JobState.FAILED
@@ -302,22 +363,28 @@ class Site:
         with (job.directory / log_name).open("ab") as log:
             script = job.directory / f"{log_name.partition('.')[0]}.sh"
             write_private(script, command)
-            process = await self._start(job, ["bash", str(script)], log, log)
-            try:
-                await process.wait()
-            finally:
-                code = await self._clean_up(process)
+            return await self._finish(await self._start(job, ["bash", str(script)], log, log))
+
+    async def _finish(self, process: asyncio.subprocess.Process) -> int:
+        try:
+            await process.wait()
+        finally:
+            code = await self._clean_up(process)
         return code
 
     async def _start(
-        self, job: Job, command: list[str], output: IO[bytes], error: IO[bytes]
+        self,
+        job: Job,
+        command: list[str],
+        output: IO[bytes] | int = asyncio.subprocess.DEVNULL,
+        error: IO[bytes] | int = asyncio.subprocess.DEVNULL,
+        given: IO[bytes] | int = asyncio.subprocess.DEVNULL,
     ) -> asyncio.subprocess.Process:
-        environment = self._surroundings.environment(self.home(job.owner), job.owner)
         process = await asyncio.create_subprocess_exec(
             *command,
             cwd=job.directory,
-            env=environment | {"SLURM_JOB_ID": str(job.number), "SCRATCH": str(self.scratch(job.owner))},
-            stdin=asyncio.subprocess.DEVNULL,
+            env=self.surroundings.of_job(job, self.home(job.owner), self.scratch(job.owner)),
+            stdin=given,
             stdout=output,
             stderr=error,
             start_new_session=True,

@@ -14,6 +14,9 @@ PID_FILE = "UNICORE_SCRIPT_PID"
 
 def write_scripts(job: Job) -> Path:
     """Write what runs on the compute node, and give the file to start."""
+    if job.request.spool is not None:
+        job.request.spool.parent.mkdir(parents=True, exist_ok=True)
+        return write_private(job.request.spool, job.request.script)
     # In the run directory, since scripts look for their neighbours; private, since they hold the job's token.
     if job.kind == "FirecREST":
         return write_private(job.directory / "script.batch", job.request.script)

@@ -25,6 +25,7 @@ from prefect_mantik.sandbox.downloads import Downloads
 from prefect_mantik.sandbox.env_file import check_target, write_env_file
 from prefect_mantik.sandbox.errors import ApiError, SandboxError, parse
 from prefect_mantik.sandbox.faults import Faults, Rule
+from prefect_mantik.sandbox.firecrest.routes import Firecrest
 from prefect_mantik.sandbox.mlflow_server import MlflowServer
 from prefect_mantik.sandbox.places import PLACES, build_sites, connect, environment
 from prefect_mantik.sandbox.platform import Platform
@@ -119,6 +120,7 @@ async def _serve_all(
     users = [User(name) for name in _USERS]
     people = connect(users, sites)
     unicore = Unicore(sites, Identities(people), switches)
+    firecrest = Firecrest(next(site for site in sites if site.kind == "FirecREST"), switches, url)
     accounts = Accounts(users, switches, issuer=url)
     runs = Runs(
         accounts=accounts,
@@ -148,10 +150,11 @@ async def _serve_all(
         switches=switches,
         login_link=login_link,
         unicore=unicore,
+        firecrest=firecrest,
     )
 
     def account_of(scope: Scope) -> str:
-        return unicore.account_of(scope) or accounts.account_of(scope)
+        return unicore.account_of(scope) or firecrest.account_of(scope) or accounts.account_of(scope)
 
     platform = Platform(accounts=accounts, catalogue=catalogue, runs=runs, downloads=downloads, switches=switches)
     proxy = tracking.TrackingProxy(mlflow.client, accounts, browser)
@@ -163,6 +166,7 @@ async def _serve_all(
         Route(f"{tracking.PREFIX}/{{path:path}}", proxy.__call__, methods=methods),
         *control.routes(),
         *unicore.routes(),
+        *firecrest.routes(),
     ]
     web = WebServer(routes, faults, account_of, listener, secure)
     stack.push_async_callback(web.stop)

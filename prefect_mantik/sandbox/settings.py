@@ -13,6 +13,7 @@ from typing import Literal, get_args, get_type_hints
 
 RunName = Literal["suffix", "unchanged"]
 RunAppears = Literal["at-once", "later"]
+RestMode = Literal["hybrid", "rest"]
 
 
 def _help(text: str) -> dict[str, str]:
@@ -62,6 +63,21 @@ class SandboxSettings:
     unicore_projects: str = field(
         default="", metadata=_help("projects the UNICORE sites know, separated by commas; empty: any")
     )
+    firecrest_token_lifetime: float = field(
+        default=300.0, metadata=_help("seconds an access token of the FirecREST site lives")
+    )
+    firecrest_command_timeout: float = field(
+        default=5.0, metadata=_help("seconds after which FirecREST gives a command at the site up")
+    )
+    firecrest_command_time: float = field(
+        default=0.0, metadata=_help("seconds a command at the FirecREST site takes at least")
+    )
+    firecrest_max_sessions: int = field(
+        default=0, metadata=_help("SSH channels that FirecREST may have open for one user; 0: any number")
+    )
+    firecrest_rest_mode: RestMode = field(
+        default="hybrid", metadata=_help("how the system cedar-rest speaks to its batch system")
+    )
     tls: bool = field(default=False, metadata=_help("also serve over https, on a second port"))
     slots: int = field(default=2, metadata=_help("nodes of each site"))
     grace: float = field(default=2.0, metadata=_help("seconds between SIGTERM and SIGKILL of a job"))
@@ -89,6 +105,11 @@ class Switches:
     unicore_list_lag: float
     unicore_past_end: float
     unicore_projects: str
+    firecrest_token_lifetime: float
+    firecrest_command_timeout: float
+    firecrest_command_time: float
+    firecrest_max_sessions: int
+    firecrest_rest_mode: RestMode
 
     @classmethod
     def from_settings(cls, settings: SandboxSettings) -> Switches:

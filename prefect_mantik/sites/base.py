@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from datetime import datetime, timezone
 from enum import Enum
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from prefect_mantik.errors import ConfigurationError, LoginRefused, NotSupported, RequestFailed
 from prefect_mantik.runs import IfEnded, Reason, RunHandle, RunKey, RunSpec, RunState, RunStatus, SiteKind
 from prefect_mantik.sites import submission
+from prefect_mantik.sites.notes import Ledger
 from prefect_mantik.sites.store import Store
 
 OUR_PREFIX = "pm-"
@@ -34,50 +35,6 @@ class Capability(str, Enum):
     LOGS = "logs"
     CANCEL = "cancel"
     FILES = "files"
-
-
-class Announcement(BaseModel):
-    """A submit that was announced and of which no handle is recorded.
-
-    Attributes:
-        attempt: Its number.
-        site: Reference of the site's block, where it is saved.
-        project_id: Of the platform's project that it was submitted for.
-        receipt: What the site called the job, where it said that it took it.
-    """
-
-    model_config = ConfigDict(frozen=True, defer_build=True)
-
-    attempt: int
-    site: str | None = None
-    project_id: UUID | None = None
-    receipt: str | None = None
-
-
-class Ledger(Protocol):
-    """Remembers, outside the site, that we are about to submit: a crash may leave a job that is not visible yet.
-
-    Attributes:
-        remembers: Whether anything is kept: outside a flow run there is no place for it.
-    """
-
-    remembers: bool
-
-    async def announced(self, key: RunKey) -> Announcement | None:
-        """What an earlier try announced without recording a handle."""
-        ...
-
-    async def open(self, key: RunKey, attempt: int, site: Site) -> None:
-        """Announce an attempt. It must be written when this returns."""
-        ...
-
-    async def accepted(self, key: RunKey, attempt: int, site: Site, receipt: str) -> None:
-        """Note that the site took the job. Never raises: the job exists."""
-        ...
-
-    async def close(self, key: RunKey) -> None:
-        """Take the announcement back: a handle is known, or it is certain that no job exists. Never raises."""
-        ...
 
 
 class Finding(BaseModel):
@@ -146,7 +103,7 @@ class Site(ABC):
         Raises:
             SubmitRefused: The site said no; no job exists.
             SubmitUnknown: The site cannot tell; the next try under the same key resolves it.
-            KeyInUse: The key's run has another description.
+            KeyInUse: The key's run has another description or site, or belongs to another flow run of the tree.
             RunEnded: The key's run ended without success and `if_ended` is "raise".
             DuplicateJobs: Two live jobs are under the key.
         """
@@ -157,9 +114,15 @@ class Site(ABC):
         """Send one job, and return what the site calls it.
 
         Raises:
+            TraceFound: Nothing was sent: there is, or was, a job under the key after all, and `find` now gives it.
             ServiceUnavailable: It is not known whether the site took it, unless its `sent` is False.
             RequestFailed: The site refused; no job exists.
         """
+
+    def seniority(self, handle: RunHandle) -> Any:
+        """What jobs under one key are sorted by, the oldest first: whoever sees two must keep the same one."""
+        never = datetime.max.replace(tzinfo=timezone.utc)
+        return handle.submitted_at or never, handle.remote_id
 
     async def complete(self, spec: RunSpec, handle: RunHandle, receipt: str | None = None) -> RunHandle:
         """Finish what an interrupted submit may have left undone, such as staging and starting; may be repeated.

@@ -8,12 +8,12 @@ fresh for as long as the job waits.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import AsyncIterator
 
 from pydantic import SecretStr
 
 from prefect_mantik.backend_config import parse_backend_config
-from prefect_mantik.backend_config.unicore import LOG, SITE_LOG
 from prefect_mantik.credentials import MantikProject
 from prefect_mantik.errors import ConfigurationError, NotFound, RequestFailed
 from prefect_mantik.mlproject import entry_command, parse_mlproject
@@ -31,7 +31,9 @@ from prefect_mantik.tracking import TrackedRun
 
 CODE = "mantik-code.tar.gz"
 TOKEN_FILE = "mantik-token"  # noqa: S105  # its name
-RESERVED = frozenset({CODE, TOKEN_FILE, LOG, SITE_LOG, "mantik.sh", "mantik-before.sh", "mantik-after.sh"})
+RESERVED = re.compile(
+    r"mantik\.(sh|log|err)|mantik-(token|before\.sh|after\.sh|run\.json|running|cancelled-.*|job-.*|code.*\.tar\.gz.*)"
+)
 """What the run directory holds besides the code."""
 
 UNPACK = f"""\
@@ -77,7 +79,7 @@ def command_of(spec: RunSpec, staged: StagedCode) -> str:
         MLprojectInvalid: The MLproject has no such entry point, or the parameters do not fit.
         ConfigurationError: The code holds a file of a name that we need.
     """
-    taken = sorted(RESERVED & staged.top_level)
+    taken = sorted(filter(RESERVED.fullmatch, staged.top_level))
     if taken:
         raise ConfigurationError(f"The code holds {', '.join(taken)}, which prefect-mantik writes itself: rename that.")
     project = parse_mlproject(staged.mlproject, where=spec.mlproject_path)

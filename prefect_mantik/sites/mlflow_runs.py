@@ -20,6 +20,7 @@ from prefect_mantik.sites.tracked import (
     run_name,
 )
 from prefect_mantik.tracking import TrackedRun, TrackingClient
+from prefect_mantik.tracking.client import PREPARING
 
 _FAILED = ("FAILED", "KILLED")
 
@@ -45,8 +46,21 @@ def _attempt(run: TrackedRun) -> int:
     return int(told) if told.isdigit() else 1
 
 
-async def open_mlflow_run(project: MantikProject, spec: RunSpec, key: RunKey, attempt: int, site: Site) -> TrackedRun:
-    """The MLflow run of an attempt: the one that waits for a job under its key, or a new one.
+def _waits(run: TrackedRun) -> bool:
+    """Whether a run waits for a job: its submit is under way, or was cut short before the site took one."""
+    return run.status == "SCHEDULED" or (run.status == "RUNNING" and run.name.endswith(PREPARING))
+
+
+async def latest_attempt(project: MantikProject, key: RunKey, site: Site) -> int:
+    """The highest attempt under a key that MLflow knows of, whatever became of it; 0 for none."""
+    _, runs = await _runs_under(project, key)
+    return max((_attempt(run) for run in runs if _is_at(site, run)), default=0)
+
+
+async def open_mlflow_run(
+    project: MantikProject, spec: RunSpec, key: RunKey, attempt: int, site: Site
+) -> tuple[TrackedRun, bool]:
+    """The MLflow run of an attempt: the one that waits for a job under its key, or a new one; and whether it is new.
 
     Raises:
         KeyInUse: The key belongs to a run at another site.
@@ -60,8 +74,12 @@ async def open_mlflow_run(project: MantikProject, spec: RunSpec, key: RunKey, at
                 f"({tracking.run_link(run.experiment_id, run.run_id)}), not at {site.name}. Use another key."
             )
     for run in runs:
-        if _is_at(site, run) and _attempt(run) == attempt and run.status == "SCHEDULED":
-            return run
+        if _is_at(site, run) and _attempt(run) == attempt and _waits(run):
+            if run.status != "SCHEDULED":
+                name = run_name(key, attempt, spec)
+                await tracking.schedule_run(run.run_id, name)
+                run = run.model_copy(update={"name": name})
+            return run, False
     record = RunHandle(
         site=site.reference,
         site_name=site.name,
@@ -74,7 +92,7 @@ async def open_mlflow_run(project: MantikProject, spec: RunSpec, key: RunKey, at
         platform_project_id=spec.project_id,
     )
     tags = {KEY_TAG: key.site_key, RECORD_TAG: record.model_dump_json(include=RECORDED, exclude_none=True)}
-    return await tracking.create_run(experiment, run_name(key, attempt, spec), tags)
+    return await tracking.create_run(experiment, run_name(key, attempt, spec), tags), True
 
 
 async def refuse_mlflow_run(project: MantikProject, run: TrackedRun) -> None:
@@ -112,35 +130,36 @@ async def forgotten_runs(project: MantikProject, key: RunKey, site: Site) -> lis
             links={"MLflow": tracking.run_link(run.experiment_id, run.run_id)},
         )
         for run in runs
-        if _is_at(site, run) and run.status != "SCHEDULED"
+        if _is_at(site, run) and not _waits(run)
     ]
 
 
 async def close_mlflow_run(tracking: TrackingClient, handle: RunHandle, status: RunStatus) -> None:
-    """Close the MLflow run of a job that ended without doing so itself. A help, not a need: never raises."""
+    """Close the MLflow run of a job that ended without doing so itself.
+
+    Raises:
+        RequestFailed: MLflow did not take it; try again later.
+    """
     if handle.mlflow_run_id is None or not status.state.is_end:
         return
     word = {RunState.FINISHED: "FINISHED", RunState.KILLED: "KILLED"}.get(status.state, "FAILED")
-    try:
-        run = await tracking.run(handle.mlflow_run_id)
-        if run is None or run.deleted or run.status in ("FAILED", "KILLED", word):
-            return
-        if run.status == "FINISHED" and word != "FINISHED":
-            run_logger().warning(
-                "%s logged that it finished, and then its job ended %s.", handle.describe(), status.describe()
-            )
-            return
-        if run.status == "SCHEDULED" and word == "FINISHED":
-            run_logger().warning(
-                "%s finished without logging to MLflow. Where it had no valid token, its metrics are in mlruns/ of its "
-                "run directory.",
-                handle.describe(),
-            )
-        await tracking.set_status(handle.mlflow_run_id, word, status.ended_at or status.observed_at)
-        if word == "KILLED":
-            await tracking.set_tags(handle.mlflow_run_id, {CANCELLED_TAG: "true"})
-    except RequestFailed as error:
-        run_logger().warning("The MLflow run of %s was not closed as %s. %s", handle.describe(), word, error)
+    run = await tracking.run(handle.mlflow_run_id)
+    if run is None or run.deleted or run.status in ("FAILED", "KILLED", word):
+        return
+    if run.status == "FINISHED" and word != "FINISHED":
+        run_logger().warning(
+            "%s logged that it finished, and then its job ended %s.", handle.describe(), status.describe()
+        )
+        return
+    if run.status == "SCHEDULED" and word == "FINISHED":
+        run_logger().warning(
+            "%s finished without logging to MLflow. Where it had no valid token, its metrics are in mlruns/ of its "
+            "run directory.",
+            handle.describe(),
+        )
+    await tracking.set_status(handle.mlflow_run_id, word, status.ended_at or status.observed_at)
+    if word == "KILLED":
+        await tracking.set_tags(handle.mlflow_run_id, {CANCELLED_TAG: "true"})
 
 
 async def tracking_of(handle: RunHandle, project: MantikProject | None) -> TrackingClient | None:

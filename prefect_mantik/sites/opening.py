@@ -11,16 +11,19 @@ from prefect_mantik.log import run_logger
 from prefect_mantik.loop import per_process
 from prefect_mantik.runs import RunHandle
 from prefect_mantik.sites.base import Site
+from prefect_mantik.sites.firecrest.block import FirecrestSite
 from prefect_mantik.sites.mantik.block import MantikSite
 from prefect_mantik.sites.unicore.block import UnicoreSite
 
 if TYPE_CHECKING:
     from prefect_mantik.tracking import TrackingClient
 
-AnySite: TypeAlias = MantikSite | UnicoreSite
+AnySite: TypeAlias = MantikSite | UnicoreSite | FirecrestSite
 """Any site block: the union of the concrete ones, never a base class (Prefect would load the base class)."""
 
-SITE_BLOCKS: dict[str, type[AnySite]] = {block.get_block_type_slug(): block for block in (MantikSite, UnicoreSite)}
+SITE_BLOCKS: dict[str, type[AnySite]] = {
+    block.get_block_type_slug(): block for block in (MantikSite, UnicoreSite, FirecrestSite)
+}
 
 
 @per_process

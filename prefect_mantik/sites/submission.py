@@ -14,7 +14,6 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from prefect_mantik.errors import (
@@ -31,41 +30,75 @@ from prefect_mantik.errors import (
 from prefect_mantik.log import run_logger
 from prefect_mantik.loop import per_process
 from prefect_mantik.runs import MAX_ATTEMPT, IfEnded, Reason, RunHandle, RunKey, RunSpec, RunState, RunStatus
+from prefect_mantik.sites import notes
 
 if TYPE_CHECKING:
-    from prefect_mantik.sites.base import Announcement, Ledger, Site
+    from prefect_mantik.sites.base import Site
+    from prefect_mantik.sites.notes import Ledger, SubmitNote
 
 MAX_POSTS = 3
 """POSTs of one submit, each after proof that the one before left no job."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
+_STEP_BACK = 0.5, 3.0
+_TIDY_TIMEOUT = 15.0
 _PATIENCE = 5
 """Looks that keep failing are given up after this many times `settle`."""
+
+
+class TraceFound(Exception):
+    """While a submit was prepared, the site showed a trace of a job that its lists do not show any more.
+
+    `Site.find` gives that job from then on. Not an error: the engine looks again and decides by what it finds.
+    """
 
 
 async def submit(
     site: Site, spec: RunSpec, key: RunKey, *, ledger: Ledger, if_ended: IfEnded, shared: bool
 ) -> RunHandle:
     """Submit a run at a site by the rules above. See `Site.submit`."""
-    async with _turn(key.site_key):
-        # The ledger first: who closes an announcement between the two has a job that the look then finds.
-        announced = await ledger.announced(key)
-        found = await site.find(key)
-        if announced and all(handle.attempt < announced.attempt for handle in found):
-            found = [*await _look_for_announced(site, key, announced), *found]
-        attempt = 1
-        if found:
-            existing, attempt = await _decide(site, spec, key, found, if_ended, shared)
+    async with _turn(key.site_key), ledger.turn(key):
+        while True:
+            try:
+                return await _submit(site, spec, key, ledger, if_ended, shared)
+            except notes.Contended:
+                run_logger().info("Somebody else submits '%s' at the same time: looking for their job.", key.name)
+                await asyncio.sleep(random.uniform(*_STEP_BACK))  # noqa: S311  # not both at the same time again
+
+
+async def _submit(site: Site, spec: RunSpec, key: RunKey, ledger: Ledger, if_ended: IfEnded, shared: bool) -> RunHandle:
+    # The ledger first: who closes an announcement between the two has a job that the look then finds.
+    note, way = await ledger.look_up(key)
+    if note:
+        notes.refuse_foreign(note, key, spec, site, way, shared)
+    found = await site.find(key)
+    if note and note.pending and all(handle.attempt < note.attempt for handle in found):
+        late = await _look_for_announced(site, key, note)
+        if not late and (await ledger.look_up(key))[0] != note:
+            raise notes.Contended  # whoever announced it lives, and may have heard of its job meanwhile
+        found = [*late, *found]
+    while True:
+        try:
+            existing, attempt = await _decide(site, spec, key, note, found, if_ended, shared)
             if existing:
-                receipt = announced.receipt if announced and announced.attempt == existing.attempt else None
-                completed = await site.complete(spec, existing, receipt)
-                await ledger.close(key)
-                return completed
-        await ledger.open(key, attempt, site)
-        handle = await _post_and_find(site, spec, key, attempt, ledger)
-        await ledger.close(key)
-    run_logger().info("Submitted %s, %s%s", handle.describe(), site.road, _see(handle))
+                handle = await site.complete(spec, existing, _receipt_of(note, existing))
+            else:
+                made = notes.note_of(spec, key, attempt, site, way)
+                await ledger.open(key, made)
+                handle = await _post_and_find(site, spec, key, made, note, ledger)
+            break
+        except TraceFound:
+            await ledger.take_back(key, note)
+            found = await _traced(site, key, found)
+    made_here = existing is None or (note is not None and note.pending and note.attempt == handle.attempt)
+    await ledger.close(key, handle.remote_id if made_here else None)
+    if existing is None:
+        run_logger().info("Submitted %s, %s%s", handle.describe(), site.road, _see(handle))
     return handle
+
+
+def _receipt_of(note: SubmitNote | None, handle: RunHandle) -> str | None:
+    return note.receipt if note and note.pending and note.attempt == handle.attempt else None
 
 
 @per_process
@@ -74,7 +107,7 @@ def _turn(site_key: str) -> asyncio.Lock:
     return asyncio.Lock()
 
 
-async def _look_for_announced(site: Site, key: RunKey, announced: Announcement) -> list[RunHandle]:
+async def _look_for_announced(site: Site, key: RunKey, announced: SubmitNote) -> list[RunHandle]:
     run_logger().warning(
         "An earlier try to submit '%s' to %s left no record. Looking for its job for %.0f s before submitting.",
         key.name,
@@ -91,43 +124,74 @@ async def _look_for_announced(site: Site, key: RunKey, announced: Announcement) 
     return found
 
 
+async def _traced(site: Site, key: RunKey, before: Sequence[RunHandle]) -> list[RunHandle]:
+    """What the site shows after it found a trace of a job: more than before, or we would go on for ever."""
+    found = await site.find(key)
+    if len(found) <= len(before):
+        raise SubmitUnknown(
+            f"{site.name} keeps a trace of a job under key '{key.name}' and does not show the job, so nothing was "
+            "submitted. Look there; use another key when you are sure that no job is live."
+        )
+    return found
+
+
 async def _decide(
-    site: Site, spec: RunSpec, key: RunKey, found: Sequence[RunHandle], if_ended: IfEnded, shared: bool
+    site: Site,
+    spec: RunSpec,
+    key: RunKey,
+    note: SubmitNote | None,
+    found: Sequence[RunHandle],
+    if_ended: IfEnded,
+    shared: bool,
 ) -> tuple[RunHandle | None, int]:
     """The run to take as it is, or the number of the attempt to make."""
+    if not found:
+        return None, 1
     statuses, live = await _live(site, key, found)
     done = [handle for handle in found if statuses[handle].state is RunState.FINISHED]
     latest = max(found, key=lambda handle: handle.attempt)
     if live or done:
         taken = (done or live)[0]
-        _same_description(spec, key, taken, shared)
+        notes.refuse_other_description(note, key, spec, taken, shared)
         if done and live:
             await _end_leftovers(site, key, taken, live)
         _say_found(taken, statuses[taken])
         return taken, taken.attempt
     ended = statuses[latest]
+    await _tidy(site, {latest: ended})
     if if_ended == "raise" or ended.reason is Reason.CANCELLED_BY_US:
-        raise RunEnded(_ended(latest, ended, if_ended))
+        raise RunEnded(_ended(latest, ended))
     if latest.attempt >= MAX_ATTEMPT:
         raise SubmitRefused(f"{latest.describe()} has no attempts left. Use another key.")
     run_logger().info("%s is %s: making attempt %d.", latest.describe(), ended.describe(), latest.attempt + 1)
     return None, latest.attempt + 1
 
 
-async def _post_and_find(site: Site, spec: RunSpec, key: RunKey, attempt: int, ledger: Ledger) -> RunHandle:
+async def _tidy(site: Site, ended: dict[RunHandle, RunStatus]) -> None:
+    """Close the books of a job whose end nobody was there to see, such as its MLflow run. A help: never raises."""
+    try:
+        await asyncio.wait_for(site.tend(ended), _TIDY_TIMEOUT)
+    except Exception as error:  # noqa: BLE001  # what was asked for is a submit
+        run_logger().debug("The end of a job was not tended: %s", error)
+
+
+async def _post_and_find(
+    site: Site, spec: RunSpec, key: RunKey, note: SubmitNote, before: SubmitNote | None, ledger: Ledger
+) -> RunHandle:
+    attempt = note.attempt
     for number in range(1, MAX_POSTS + 1):
         try:
             receipt = await _post(site, spec, key, attempt)
         except (SubmitRefused, KeyInUse, ConfigurationError) as error:
             if number == 1:
-                await ledger.close(key)
+                await ledger.take_back(key, before)
                 raise
             raise SubmitUnknown(
                 f"{error} An earlier submit under this key got no usable answer, and shows no job so far. Submit again "
                 "under the same key: that looks first."
             ) from error
         if receipt:
-            await ledger.accepted(key, attempt, site, receipt)
+            await ledger.accepted(key, note.model_copy(update={"receipt": receipt}))
         found = await _look_until_settled(site, key, attempt)
         if found and number > 1:
             # The POST before this one may have been served late after all: its job would show by now.
@@ -200,11 +264,17 @@ async def _look_until_settled(site: Site, key: RunKey, attempt: int) -> list[Run
 
 
 async def _only_one(site: Site, key: RunKey, found: Sequence[RunHandle]) -> RunHandle:
-    """The job that we made, unless somebody else made one under the same key at the same time."""
+    """The job that we made, unless somebody else made one under the same key, at the same time or while we stood still.
+
+    A process may be stopped between its look and its POST (a laptop that sleeps), and the run be finished meanwhile.
+    """
     if len(found) == 1:
         return found[0]
-    _, live = await _live(site, key, found)
-    return (live or list(found))[0]
+    statuses, live = await _live(site, key, found)
+    done = [handle for handle in found if statuses[handle].state is RunState.FINISHED]
+    if done and live:
+        await _end_leftovers(site, key, done[0], live)
+    return (done or live or list(found))[0]
 
 
 async def _live(
@@ -244,8 +314,7 @@ async def _end_leftovers(site: Site, key: RunKey, done: RunHandle, live: Sequenc
 
 async def _end_duplicates(site: Site, key: RunKey, live: Sequence[RunHandle]) -> RunHandle:
     """Keep the oldest job and cancel the others: whoever sees two decides alike, by the site's own clock and ids."""
-    never = datetime.max.replace(tzinfo=timezone.utc)
-    oldest, *younger = sorted(live, key=lambda handle: (handle.submitted_at or never, handle.remote_id))
+    oldest, *younger = sorted(live, key=site.seniority)
     for handle in younger:
         run_logger().error(
             "%s had another live job under key '%s': %s is cancelled, %s stays%s",
@@ -259,16 +328,6 @@ async def _end_duplicates(site: Site, key: RunKey, live: Sequence[RunHandle]) ->
     return oldest
 
 
-def _same_description(spec: RunSpec, key: RunKey, handle: RunHandle, shared: bool) -> None:
-    if shared or not handle.spec_digest or spec.digest.startswith(handle.spec_digest):
-        return
-    raise KeyInUse(
-        f"Key '{key.name}' belongs to another run at {handle.site_name}: its description has the digest "
-        f"{handle.spec_digest}, yours {spec.digest[: len(handle.spec_digest)]}{_see(handle)}. Use another key, or pass "
-        "shared=True to take the run that exists."
-    )
-
-
 def _duplicates(site: Site, key: RunKey, live: Sequence[RunHandle]) -> DuplicateJobs:
     listed = "; ".join(f"attempt {handle.attempt}, {handle.remote_id}{_see(handle)}" for handle in live)
     return DuplicateJobs(
@@ -277,10 +336,10 @@ def _duplicates(site: Site, key: RunKey, live: Sequence[RunHandle]) -> Duplicate
     )
 
 
-def _ended(handle: RunHandle, status: RunStatus, if_ended: IfEnded) -> str:
+def _ended(handle: RunHandle, status: RunStatus) -> str:
     what_to_do = (
         "It was cancelled by us, so it is not submitted again: use another key."
-        if if_ended == "resubmit"
+        if status.reason is Reason.CANCELLED_BY_US
         else 'Pass if_ended="resubmit" to try again under the same key.'
     )
     return f"{handle.describe()} is {status.describe()}{_see(handle)}. {what_to_do}"

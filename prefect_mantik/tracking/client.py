@@ -24,6 +24,9 @@ from prefect_mantik.runs import MetricValue
 _MLFLOW = "/api/2.0/mlflow"
 _PAGE = 1000
 
+PREPARING = "-preparing"
+"""How the name of a run ends that was made and does not wait for its job yet."""
+
 POLL_TIMEOUT = 20.0
 """Seconds for what is asked again anyway, or is a help and no need."""
 
@@ -122,16 +125,24 @@ class TrackingClient:
         return await self._search(f"tags.`{key}` = '{value}'", experiment_ids) if experiment_ids else []
 
     async def create_run(self, experiment_id: str, name: str, tags: Mapping[str, str]) -> TrackedRun:
-        """Make a run that waits for its job. Not repeatable: look for the tags first."""
+        """Make a run that waits for its job. Not repeatable: look for the tags first.
+
+        MLflow begins every run as RUNNING. So it gets its name together with SCHEDULED, in one call: a run whose name
+        still ends with `PREPARING` was cut off between the two, and is at work for nobody.
+        """
         body = {
             "experiment_id": experiment_id,
-            "run_name": name,
+            "run_name": name + PREPARING,
             "start_time": int(wall_clock() * 1000),
             "tags": [{"key": key, "value": value} for key, value in tags.items()],
         }
         made = _tracked((await self.call("POST", "runs/create", body, repeatable=False))["run"])
-        await self.set_status(made.run_id, "SCHEDULED")
-        return made
+        await self.schedule_run(made.run_id, name)
+        return made.model_copy(update={"name": name})
+
+    async def schedule_run(self, run_id: str, name: str) -> None:
+        """Say of a run that was made that it waits for its job."""
+        await self.call("POST", "runs/update", {"run_id": run_id, "status": "SCHEDULED", "run_name": name})
 
     async def set_status(self, run_id: str, status: str, end_time: datetime | None = None) -> None:
         """Set the status of a run, one of MLflow's words."""

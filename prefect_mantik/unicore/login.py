@@ -24,7 +24,7 @@ from pydantic import SecretStr, ValidationError
 from prefect_mantik.api import Call, JsonApi
 from prefect_mantik.errors import ConfigurationError, LoginRefused, NotFound, RequestFailed, ServiceUnavailable
 from prefect_mantik.log import run_logger
-from prefect_mantik.loop import SingleFlight
+from prefect_mantik.loop import HideHeader, SingleFlight
 from prefect_mantik.unicore.schemas import SiteProperties
 
 SESSION = "X-UNICORE-SecuritySession"
@@ -138,17 +138,7 @@ def _one_token(text: str, what: str) -> str:
     return token
 
 
-class _HideSessions(logging.Filter):
-    """A session is as good as a login, and httpcore logs the headers of each answer."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        if SESSION.lower() in text.lower():
-            record.msg, record.args = re.sub(rf"(?i)({SESSION}', b')[^']+", r"\1***", text), ()
-        return True
-
-
-logging.getLogger("httpcore.http11").addFilter(_HideSessions())
+logging.getLogger("httpcore.http11").addFilter(HideHeader(SESSION))
 
 
 def _text_of(path: str) -> str:
@@ -222,7 +212,7 @@ class UnicoreLogin:
             return await self._known(f"Bearer {self._token}")
         except LoginRefused as error:  # a server gives a token even to those whom it does not know
             self._token, self._refused = None, (await self._credential.authorization(), error)
-            raise _again(error) from None
+            raise error.again() from None
 
     async def _known(self, authorization: str) -> _Session:
         """Open a session in which we are somebody."""
@@ -272,7 +262,7 @@ class UnicoreLogin:
         self, path: str, params: dict[str, str], authorization: str, accept: str = "application/json"
     ) -> httpx.Response:
         if self._refused and self._refused[0] == authorization:
-            raise _again(self._refused[1])
+            raise self._refused[1].again()
         call = Call(
             "GET",
             path,
@@ -305,7 +295,7 @@ class UnicoreLogin:
             detail=words,
         )
         self._refused = authorization, error
-        return _again(error)
+        return error.again()
 
 
 def _no_site(url: str, error: RequestFailed) -> NotFound:
@@ -322,11 +312,6 @@ def _no_site(url: str, error: RequestFailed) -> NotFound:
 def _held(credential: Credential) -> str:
     where = getattr(credential, "where", "")
     return f" ({where})" if where and where != credential.username else ""
-
-
-def _again(error: LoginRefused) -> LoginRefused:
-    """A new object for each raise: a kept one would gather the traceback of every caller."""
-    return LoginRefused(str(error), method=error.method, path=error.path, status=error.status, detail=error.detail)
 
 
 def _seconds_left(token: str) -> float | None:

@@ -21,6 +21,9 @@ SHORTEST, LONGEST = 1.0, 60.0
 
 _ONE_ROUND = 5.0
 
+LAST_TENDS = (1.0, 2.0, 4.0)
+"""Pauses in seconds before the books of runs that ended are tried again: who waits wants the result."""
+
 TEND_TIMEOUT = 30.0
 """Seconds that a site may take to help a run along."""
 
@@ -40,6 +43,8 @@ class _Watched:
     changed: float = field(default_factory=lambda: monotonic())
     life_at: datetime | None = None
     warned: bool = False
+    stuck: str = ""
+    """Why it will not start by itself, as far as that was said."""
     trouble: str = ""
     tend_trouble: str = ""
     given_up: bool = False
@@ -58,7 +63,7 @@ async def wait_until_ended(
     Args:
         sites: The site of each run.
         reopen: What gives a site anew after its login was refused.
-        timeout: Seconds after which to stop waiting; the jobs are left alone. None: no limit.
+        timeout: Seconds after which to stop waiting. None: no limit.
 
     Raises:
         WaitTimeout: The time passed first.
@@ -74,12 +79,11 @@ async def wait_until_ended(
         await asyncio.wait_for(asyncio.gather(*waits), timeout if timeout is None else max(timeout, _ONE_ROUND))
     except (asyncio.TimeoutError, TimeoutError):
         left = [run.handle for run in watched if not run.ended]
-        listed = ", ".join(handle.describe() for handle in left)
-        raise WaitTimeout(
-            f"{len(left)} of {len(watched)} training runs had not ended after {timeout:.0f} s: {listed}. "
-            "They were left alone: wait again with the same handles, or cancel them.",
-            left,
-        ) from None
+        if left:  # else all ended, and only their books were being closed
+            listed = ", ".join(handle.describe() for handle in left)
+            raise WaitTimeout(
+                f"{len(left)} of {len(watched)} training runs had not ended after {timeout:.0f} s: {listed}.", left
+            ) from None
     finally:
         for wait in waits:
             wait.cancel()
@@ -103,6 +107,7 @@ async def _wait_for_account(runs: Sequence[_Watched], reopen: Reopen) -> None:
             _take(run, statuses[run.handle])
         again = await _tend(open_runs, statuses)
         if all(run.ended for run in runs):
+            await _tend_the_ended(runs)
             return
         _heed_silence(open_runs)
         if any(status.state is RunState.UNKNOWN and status.reason is Reason.PAUSED for status in statuses.values()):
@@ -115,6 +120,16 @@ async def _tend(runs: Sequence[_Watched], statuses: Mapping[RunHandle, RunStatus
     """Let each run's own site help it along, within bounds; give the seconds until it wants to do so again."""
     helps = [_tend_one(run, statuses[run.handle]) for run in runs]
     return max(SHORTEST, min([*await asyncio.gather(*helps), LONGEST]))
+
+
+async def _tend_the_ended(runs: Sequence[_Watched]) -> None:
+    """Who is away when a run ends (MLflow, Prefect) may be back a moment later: its books are closed then."""
+    for pause in LAST_TENDS:
+        open_books = [run for run in runs if run.tend_trouble and run.status and run.status.state.is_end]
+        if not open_books:
+            return
+        await sleep(pause)
+        await asyncio.gather(*(_tend_one(run, run.status) for run in open_books if run.status))
 
 
 async def _tend_one(run: _Watched, status: RunStatus) -> float:
@@ -154,8 +169,17 @@ def _take(run: _Watched, status: RunStatus) -> None:
     if before is None or before.state is not status.state:
         run.changed, run.warned = monotonic(), False
         run_logger().log(_level(status), "%s: %s", run.handle.describe(), _change(run.status))
+    _say_stuck(run, status)
     if status.life_at != run.life_at:
         run.life_at, run.changed, run.warned = status.life_at, monotonic(), False
+
+
+def _say_stuck(run: _Watched, status: RunStatus) -> None:
+    """Say it once for each cause: a job that waits for ever costs nothing, and brings nothing home."""
+    stuck = (status.message or status.site_word) if status.reason is Reason.STUCK else ""
+    if stuck and stuck != run.stuck:
+        run_logger().warning("%s will not start by itself: %s", run.handle.describe(), stuck)
+    run.stuck = stuck
 
 
 def _say_unknown(run: _Watched, status: RunStatus) -> None:

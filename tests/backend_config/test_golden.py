@@ -16,6 +16,7 @@ import yaml
 from prefect_mantik.backend_config import (
     BackendConfig,
     parse_backend_config,
+    slurm_fields,
     slurm_script,
     training_script,
     unicore_job,
@@ -46,6 +47,9 @@ python:
   Resources: {Queue: normal, Runtime: 90m, Nodes: 1, TotalCPUs: 8, GPUsPerNode: 0, MemoryPerNode: 12GiB,
               Reservation: r1, NodeConstraints: gpu&mem, QoS: high}
   Environment: {Python: /users/$USER/venv/, Variables: {A: b}, PreRunCommandOnComputeNode: nvidia-smi}
+rest:
+  Firecrest: {ApiUrl: https://api.example.org/ml/firecrest/v2, TokenUrl: https://auth.example.org/token, Machine: daint}
+  Resources: {Queue: normal, Nodes: 1, CPUsPerNode: 1, Reservation: r1, NodeConstraints: gpu&mem}
 plain:
   UnicoreApiUrl: https://unicore.fz-juelich.de/JUWELS/rest/core
   Resources: {Queue: batch, Runtime: 0, MemoryPerNode: -1}
@@ -68,11 +72,20 @@ def script_of(name: str, file: str) -> str:
     return str(text)
 
 
+DIRECTORY = "/scratch/ada/mantik/0af3"
+
+
 def slurm(name: str) -> str:
-    directory = "/scratch/ada/mantik/0af3"
     return slurm_script(
-        config(name), job_name="pm-1", directory=directory, command=COMMAND, variables=OURS, account="s123"
+        config(name), job_name="pm-1", directory=DIRECTORY, command=COMMAND, variables=OURS, account="s123"
     )
+
+
+def fields(name: str, *, reads_directives: bool = False) -> str:
+    found = slurm_fields(
+        config(name), job_name="pm-1", directory=DIRECTORY, account="s123", reads_directives=reads_directives
+    )
+    return json.dumps(found, indent=2) + "\n"
 
 
 FILES: dict[str, Callable[[], str]] = {
@@ -82,6 +95,9 @@ FILES: dict[str, Callable[[], str]] = {
     "apptainer-job.json": lambda: json.dumps(job("apptainer") | {"Imports": "above"}, indent=2) + "\n",
     "python.sh": lambda: training_script(config("python"), command=COMMAND, variables=OURS),
     "python-slurm.sh": lambda: slurm("python"),
+    "rest-fields.json": lambda: fields("rest"),
+    "python-fields.json": lambda: fields("python", reads_directives=True),
+    "rest-slurm.sh": lambda: slurm("rest"),
     "plain.sh": lambda: training_script(config("plain"), command=COMMAND, variables={}),
     "plain-job.json": lambda: json.dumps(job("plain") | {"Imports": "above"}, indent=2) + "\n",
 }

@@ -19,6 +19,7 @@ from prefect_mantik.backend_config import (
     Ssh,
     inspect_backend_config,
     load_backend_config,
+    retired,
     shell,
 )
 from prefect_mantik.errors import BackendConfigInvalid
@@ -160,6 +161,38 @@ def test_firecrest(change: dict[str, Any], path: str, severity: str) -> None:
 def test_firecrest_of_version_1_is_retired(url: str) -> None:
     (finding,) = inspect_backend_config(FIRECREST.replace("https://api.cscs.ch/ml/firecrest/v2", url))
     assert (finding.line, finding.path, finding.severity) == (1, "Firecrest.ApiUrl", "advice")
+    assert finding.message == retired("Firecrest.ApiUrl", url)
+
+
+@pytest.mark.parametrize(
+    ("path", "url", "named"),
+    [
+        ("Firecrest.ApiUrl", "https://firecrest.cscs.ch", ["https://<host>/<platform>/firecrest/v2"]),
+        ("Firecrest.ApiUrl", "https://firecrest.cscs.ch/v2", ["https://api.cscs.ch/<hpc, ml or cw>/firecrest/v2"]),
+        ("Firecrest.ApiUrl", "https://api.example.org/firecrest/v1", ["https://auth.cscs.ch/auth/realms/"]),
+        ("Firecrest.ApiUrl", "https://api.example.org/firecrest/v1/", ["version 1, which was retired"]),
+        (
+            "UnicoreApiUrl",
+            "https://zam2125.zam.kfa-juelich.de:9112/JUWELS/rest/core",
+            ["https://unicore.fz-juelich.de/"],
+        ),
+    ],
+)
+def test_what_is_retired_names_what_is_there_now(path: str, url: str, named: list[str]) -> None:
+    message = retired(path, url)
+    assert [part for part in named if part not in message] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "url"),
+    [
+        ("Firecrest.ApiUrl", "https://api.cscs.ch/hpc/firecrest/v2"),
+        ("Firecrest.ApiUrl", "https://api.roihu.csc.fi/v1"),  # version 2, whatever it is called there
+        ("UnicoreApiUrl", "https://unicore.fz-juelich.de/JUWELS/rest/core"),
+    ],
+)
+def test_what_is_there_is_not_retired(path: str, url: str) -> None:
+    assert retired(path, url) == ""
 
 
 def test_ssh_has_one_road_only_and_no_login_node() -> None:

@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from prefect_mantik.backend_config import BackendConfig, parse_backend_config, slurm_script, unicore_job
+from prefect_mantik.backend_config import (
+    BackendConfig,
+    Resources,
+    parse_backend_config,
+    refuse_unsendable,
+    slurm_fields,
+    slurm_script,
+    unicore_job,
+)
 from prefect_mantik.errors import BackendConfigInvalid
 
 
@@ -77,6 +85,86 @@ def test_commands_for_a_login_node_are_not_lost() -> None:
         slurm(with_login)
 
 
+# --- Where no #SBATCH line counts -----------------------------------------------------------------------------------
+
+
+def fields(account: str | None = "s1", directory: str = "/run", **resources: Any) -> dict[str, Any]:
+    return slurm_fields(
+        config(**resources), job_name="pm-1", directory=directory, account=account, reads_directives=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "sent"),
+    [
+        ({}, {}),
+        ({"Reservation": "r", "NodeConstraints": "gpu&mem"}, {"reservation": "r", "constraints": "gpu&mem"}),
+        ({"Nodes": 1, "TotalCPUs": 1, "CPUsPerNode": "1", "GPUsPerNode": 0, "MemoryPerNode": -1}, {}),
+    ],
+)
+def test_what_can_be_said_in_fields(asked: dict[str, Any], sent: dict[str, Any]) -> None:
+    found = fields(**asked)
+    path = found.pop("env")
+    ours = {"standardOutput": "/run/mantik.log", "standardError": "/run/mantik.log"}
+    assert found == {"name": "pm-1", "account": "s1", "partition": "q", **ours, **sent}
+    assert set(path) == {"PATH"}
+    assert {"/usr/bin", "/bin"} <= set(path["PATH"].split(":"))
+
+
+def test_no_account_is_no_field() -> None:
+    assert "account" not in fields(account=None)
+
+
+@pytest.mark.parametrize("directory", ["/run", "/run/"])
+def test_the_log_is_the_one_of_the_script(directory: str) -> None:
+    log = fields(directory=directory)["standardOutput"]
+    assert f"#SBATCH --output={log}\n" in slurm(config(), directory=directory)
+
+
+UNSENDABLE = {
+    "Runtime": "1h",
+    "Nodes": 2,
+    "TotalCPUs": 2,
+    "CPUsPerNode": 2,
+    "GPUsPerNode": 1,
+    "MemoryPerNode": "12GiB",
+    "QoS": "high",
+}
+
+
+@pytest.mark.parametrize("name", UNSENDABLE)
+def test_what_no_field_can_say_is_refused_by_its_name(name: str) -> None:
+    for check in (
+        lambda: refuse_unsendable(config(**{name: UNSENDABLE[name]})),
+        lambda: fields(**{name: UNSENDABLE[name]}),
+    ):
+        with pytest.raises(BackendConfigInvalid, match=f"Resources.{name} cannot be sent: .*Leave it out") as caught:
+            check()
+        assert len(caught.value.findings) == 1
+
+
+def test_all_that_no_field_can_say_is_named_at_once() -> None:
+    with pytest.raises(BackendConfigInvalid) as caught:
+        refuse_unsendable(config(**UNSENDABLE))
+    assert [finding.split()[0] for finding in caught.value.findings] == [f"Resources.{name}" for name in UNSENDABLE]
+
+
+def test_each_resource_is_sent_or_refused() -> None:
+    """One that is added and forgotten here would be lost."""
+    sent = {"queue", "reservation", "node_constraints"}
+    refused = {"runtime", "nodes", "total_cpus", "cpus_per_node", "gpus_per_node", "memory_per_node", "qos"}
+    assert set(Resources.model_fields) == sent | refused
+
+
+@pytest.mark.parametrize("value", [0, "0", "1m"])
+def test_any_runtime_is_a_wish_that_would_be_lost(value: Any) -> None:
+    with pytest.raises(BackendConfigInvalid, match=r"Resources\.Runtime"):
+        refuse_unsendable(config(Runtime=value))
+
+
+# --- UNICORE --------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     ("asked", "sent"),
     [
@@ -97,3 +185,15 @@ def test_unicore_resources(asked: dict[str, Any], sent: dict[str, Any]) -> None:
 def test_a_site_may_call_its_gpus_otherwise() -> None:
     job = unicore_job(config(GPUsPerNode=4), command="true", variables={}, account=None, gpu_resource="GPUS")
     assert job["Resources"] == {"Queue": "q", "GPUS": 4}
+
+
+def test_where_directives_count_nothing_is_refused_and_no_variable_is_sent() -> None:
+    asked = config(Runtime="1h", Nodes=2, GPUsPerNode=4)
+    found = slurm_fields(asked, job_name="pm-1", directory="/run", account="s1", reads_directives=True)
+    assert found == {
+        "name": "pm-1",
+        "account": "s1",
+        "partition": "q",
+        "standardOutput": "/run/mantik.log",
+        "standardError": "/run/mantik.log",
+    }

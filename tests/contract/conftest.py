@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import httpx
 import pytest
 
-from prefect_mantik import MantikSite, TrainingJob, UnicoreSite
+from prefect_mantik import FirecrestSite, MantikSite, TrainingJob, UnicoreSite
 from prefect_mantik.loop import acall
 from prefect_mantik.runs import IfEnded, RunHandle, RunKey, RunSpec, RunState, RunStatus
 from prefect_mantik.sandbox.process import SandboxProcess
 from prefect_mantik.sites.base import Capability, Site
-from tests.sandbox_jobs import MemoryLedger, mantik_site, training_job, unicore_site
+from tests.sandbox_jobs import MemoryLedger, firecrest_site, mantik_site, training_job, unicore_site
 
 if TYPE_CHECKING:
     from tests.unicore.server.real_unicore import RealUnicore
@@ -37,7 +37,7 @@ ALL = frozenset(Capability)
 """Of a site that is reached directly."""
 
 BEHIND = frozenset({Capability.FRESH_STATE, Capability.LOGS, Capability.CANCEL})
-"""Of a UNICORE site behind the platform, asked by the second way."""
+"""Of a site behind the platform that is asked by the second way."""
 
 
 @dataclass
@@ -52,10 +52,10 @@ class Road(ABC):
 
     sandbox: SandboxProcess
     claims: frozenset[Capability]
-    post: ClassVar[dict[str, str]]
+    post: ClassVar[dict[str, Any]]
 
     @abstractmethod
-    def site(self, **fields: Any) -> MantikSite | UnicoreSite:
+    def site(self, **fields: Any) -> MantikSite | UnicoreSite | FirecrestSite:
         """The site's block."""
 
     @abstractmethod
@@ -128,10 +128,11 @@ class PlatformRoad(Road):
     """A site behind the platform, with or without the second way to it."""
 
     ask_site: bool = False
-    post: ClassVar[dict[str, str]] = {"method": "POST", "route": "/projects/{projectId}/runs"}
+    place: str = "alder"
+    post: ClassVar[dict[str, Any]] = {"method": "POST", "route": "/projects/{projectId}/runs"}
 
     def site(self, **fields: Any) -> MantikSite:
-        return mantik_site(self.sandbox, ask_site=self.ask_site, **fields)
+        return mantik_site(self.sandbox, self.place, ask_site=self.ask_site, **fields)
 
     def jobs(self, key: RunKey) -> list[dict[str, Any]]:
         return [job for job in self.sandbox.control.jobs() if (job["runKey"] or "").startswith(key.site_key)]
@@ -150,7 +151,7 @@ class UnicoreRoad(Road):
     password: str = field(default="", repr=False)
     ca_file: str = ""
     variables: dict[str, str] = field(default_factory=dict)
-    post: ClassVar[dict[str, str]] = {"method": "POST", "route": "/{site}/rest/core/jobs"}
+    post: ClassVar[dict[str, Any]] = {"method": "POST", "route": "/{site}/rest/core/jobs"}
 
     def site(self, **fields: Any) -> UnicoreSite:
         return unicore_site(
@@ -182,6 +183,30 @@ class UnicoreRoad(Road):
         return httpx.Client(
             auth=(self.username, self.password), verify=verify, headers=headers, timeout=30, trust_env=False
         )
+
+
+@dataclass
+class FirecrestRoad(Road):
+    """The sandbox's site cedar, reached by FirecREST in one of its two modes; its books are the sandbox's own."""
+
+    system: str = "cedar"
+    post: ClassVar[dict[str, Any]] = {"method": "POST", "route": "/firecrest/v2/compute/{system}/jobs"}
+
+    def site(self, **fields: Any) -> FirecrestSite:
+        return firecrest_site(self.sandbox, fields.pop("system", self.system), **fields)
+
+    def jobs(self, key: RunKey) -> list[dict[str, Any]]:
+        found = [job for job in self.sandbox.control.jobs() if job["jobName"].startswith(key.site_key)]
+        return [{**job, "uuid": job["id"], "id": str(job["number"])} for job in found]
+
+    def end_jobs(self) -> None:
+        for job in self.sandbox.control.jobs(live=True):
+            self.sandbox.control.end_job(job["id"])
+
+
+def sandbox_firecrest(sandbox: SandboxProcess, system: str = "cedar") -> FirecrestRoad:
+    """The sandbox's site cedar, reached by FirecREST."""
+    return FirecrestRoad(sandbox, ALL, system=system)
 
 
 def sandbox_unicore(sandbox: SandboxProcess) -> UnicoreRoad:
@@ -224,7 +249,13 @@ ROADS: dict[str, tuple[dict[str, Any], Callable[[SandboxProcess], Road]]] = {
         {"close_dead_runs": False},
         lambda sandbox: PlatformRoad(sandbox, BEHIND, ask_site=True),
     ),
+    "platform and the FirecREST site behind it": (
+        {"close_dead_runs": False},
+        lambda sandbox: PlatformRoad(sandbox, BEHIND, ask_site=True, place="cedar"),
+    ),
     "UNICORE": ({}, sandbox_unicore),
+    "FirecREST": ({}, sandbox_firecrest),
+    "FirecREST, REST mode": ({}, lambda sandbox: sandbox_firecrest(sandbox, "cedar-rest")),
 }
 REAL = pytest.param("real UNICORE", marks=[pytest.mark.slow, pytest.mark.unicore])
 
@@ -255,19 +286,52 @@ def sandbox_unicore_road(mantik_sandbox: SandboxProcess) -> Iterator[UnicoreRoad
     yield from _ready(sandbox_unicore(mantik_sandbox), {})
 
 
+@pytest.fixture(params=["FirecREST", "FirecREST, REST mode"])
+def firecrest_road(request: pytest.FixtureRequest, mantik_sandbox: SandboxProcess) -> Iterator[FirecrestRoad]:
+    """FirecREST in both of its modes."""
+    yield from _opened(request.param, mantik_sandbox)
+
+
+@pytest.fixture
+def ssh_road(mantik_sandbox: SandboxProcess) -> Iterator[FirecrestRoad]:
+    """FirecREST where it runs Slurm's commands."""
+    yield from _opened("FirecREST", mantik_sandbox)
+
+
+@pytest.fixture
+def rest_road(mantik_sandbox: SandboxProcess) -> Iterator[FirecrestRoad]:
+    """FirecREST where it asks Slurm's REST API."""
+    yield from _opened("FirecREST, REST mode", mantik_sandbox)
+
+
 @pytest.fixture
 def platform_road(mantik_sandbox: SandboxProcess) -> Iterator[PlatformRoad]:
     """The platform as it is proven to be."""
     yield from _opened("platform", mantik_sandbox)
 
 
+UNICORE_BEHIND, FIRECREST_BEHIND = (f"platform and the {kind} site behind it" for kind in ("UNICORE", "FirecREST"))
+
+
+@pytest.fixture(params=[UNICORE_BEHIND, FIRECREST_BEHIND], ids=["UNICORE", "FirecREST"])
+def behind_road(request: pytest.FixtureRequest, mantik_sandbox: SandboxProcess) -> Iterator[PlatformRoad]:
+    """The platform, with the site behind it asked by the second way."""
+    yield from _opened(request.param, mantik_sandbox)
+
+
 @pytest.fixture
-def behind_road(mantik_sandbox: SandboxProcess) -> Iterator[PlatformRoad]:
+def unicore_behind_road(mantik_sandbox: SandboxProcess) -> Iterator[PlatformRoad]:
     """The platform, with the UNICORE site behind it asked by the second way."""
-    yield from _opened("platform and the UNICORE site behind it", mantik_sandbox)
+    yield from _opened(UNICORE_BEHIND, mantik_sandbox)
 
 
-@pytest.fixture(params=["platform", "platform, runs appear later", "UNICORE"])
+@pytest.fixture
+def firecrest_behind_road(mantik_sandbox: SandboxProcess) -> Iterator[PlatformRoad]:
+    """The platform, with the FirecREST site behind it asked by the second way."""
+    yield from _opened(FIRECREST_BEHIND, mantik_sandbox)
+
+
+@pytest.fixture(params=["platform", "platform, runs appear later", "UNICORE", "FirecREST", "FirecREST, REST mode"])
 def faulty_road(request: pytest.FixtureRequest, mantik_sandbox: SandboxProcess) -> Iterator[Road]:
     """The roads on which an answer that is lost makes a difference."""
     yield from _opened(request.param, mantik_sandbox)

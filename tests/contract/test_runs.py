@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 
 from prefect_mantik.errors import ConfigurationError, NotFound, NotSupported
 from prefect_mantik.loop import acall
 from prefect_mantik.runs import Reason, RunState
+from prefect_mantik.sites import mlflow_runs
 from prefect_mantik.sites.base import Capability
-from tests.contract.conftest import Road, UnicoreRoad
+from prefect_mantik.sites.store import Store
+from tests.contract.conftest import FirecrestRoad, Road, UnicoreRoad
 from tests.sandbox_jobs import new_key
 
 
@@ -72,6 +76,29 @@ async def test_the_mlflow_run_of_a_job_that_died_is_closed(road: Road) -> None:
     run = await acall(tracking.run, handle.mlflow_run_id)
     assert run.status == "FAILED"
     assert run.end_time is not None
+
+
+@pytest.mark.parametrize("made", ["sandbox_unicore_road", "ssh_road"])
+async def test_the_mlflow_run_is_closed_though_prefect_went_away_meanwhile(
+    made: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its account is a block, which is read while there is time: when the run ends Prefect may restart."""
+    road: Road = request.getfixturevalue(made)
+    handle = await road.submit(new_key(), road.spec("die"))
+    ended = await road.until_ended(handle)
+    tracking, run_id = road.job().project.credentials.tracking_client(), str(handle.mlflow_run_id)
+    await acall(tracking.set_status, run_id, "RUNNING")
+    waiting = road.open()
+    await acall(waiting.tend, {handle: ended.model_copy(update={"state": RunState.RUNNING, "ended_at": None})})
+
+    async def gone(*_: object) -> None:
+        raise OSError("All connection attempts failed")
+
+    monkeypatch.setattr(mlflow_runs, "tracking_of", gone)
+    await acall(waiting.tend, {handle: ended})
+    tracked = await acall(tracking.run, run_id)
+    assert tracked is not None
+    assert tracked.status == "FAILED"
 
 
 async def test_a_failed_call_is_unknown_and_no_end(platform_road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,17 +176,33 @@ async def test_files_of_a_run_where_claimed(road: Road) -> None:
     assert (await acall(store.stat, "results/a file #1.txt")).size == 10
     assert await acall(store.read, "/results/a file #1.txt", 2, 3) == b"234"
     assert await acall(store.read, "/results/a file #1.txt", 10) == b""
-    await acall(store.rename, "/results/a file #1.txt", "/results/b.txt")
-    assert [info.path for info in await acall(store.list, "/results")] == ["/results/b.txt"]
+    await _renamed(road, store)
     await acall(store.mkdir, "/more/of/it")
     assert (await acall(store.stat, "/more/of/it")).is_directory
     await acall(store.remove, "/results")
     with pytest.raises(NotFound):
-        await acall(store.stat, "/results/b.txt")
+        await acall(store.stat, "/results/a file #1.txt")
     with pytest.raises(NotFound):
         await acall(store.remove, "/results")
     with pytest.raises(ConfigurationError, match="leads out of the storage"):
         await acall(store.read, "/../secrets")
+    await _checked(road, store)
+
+
+async def _renamed(road: Road, store: Store) -> None:
+    if isinstance(road, FirecrestRoad):
+        with pytest.raises(NotSupported, match="only in a job of the batch system"):
+            await acall(store.rename, "/results/a file #1.txt", "/results/b.txt")
+        return
+    await acall(store.rename, "/results/a file #1.txt", "/results/b.txt")
+    assert [info.path for info in await acall(store.list, "/results")] == ["/results/b.txt"]
+
+
+async def _checked(road: Road, store: Store) -> None:
+    if isinstance(road, FirecrestRoad):
+        content = await acall(store.read, "/MLproject")
+        assert await acall(store.checksum, "/MLproject") == hashlib.sha256(content).hexdigest()
+        return
     with pytest.raises(NotSupported, match="no checksums"):
         await acall(store.checksum, "/mantik.log")
 

@@ -16,7 +16,7 @@ from prefect_mantik.loop import acall
 from prefect_mantik.runs import RunHandle, RunKey, RunSpec, RunState
 from prefect_mantik.sandbox.process import SandboxControl
 from prefect_mantik.sites import submission
-from prefect_mantik.sites.base import Announcement, Site
+from prefect_mantik.sites.base import Site
 from prefect_mantik.sites.tracked import KEY_TAG, REFUSED_TAG
 from prefect_mantik.tracking import TrackedRun
 from tests.contract.conftest import PlatformRoad, UnicoreRoad
@@ -105,7 +105,7 @@ async def refused(road: UnicoreRoad, key: RunKey) -> str:
     ledger = MemoryLedger()
     with pytest.raises(SubmitRefused, match=words) as caught:
         await road.submit(key, ledger=ledger)
-    assert ledger.notes == {}
+    assert ledger.pending == {}
     return str(caught.value)
 
 
@@ -159,13 +159,13 @@ async def test_a_refusal_that_cannot_be_made_sure_of_is_no_refusal(alder: Unicor
     )
     with pytest.raises(SubmitUnknown, match="it cannot be asked"):
         await alder.submit(key, site=site, ledger=ledger)
-    assert ledger.notes == {key.site_key: Announcement(attempt=1)}
+    assert [(note.attempt, note.receipt) for note in ledger.pending.values()] == [(1, None)]
     control.clear_faults()
     [run] = await runs_under(alder, key)
     assert (run.status, REFUSED_TAG in run.tags) == ("SCHEDULED", False)
     handle = await alder.submit(key, ledger=ledger)
     assert handle.mlflow_run_id == run.run_id
-    assert ledger.notes == {}
+    assert ledger.pending == {}
     assert len(alder.jobs(key)) == 1
 
 
@@ -181,7 +181,7 @@ async def test_what_the_platform_cannot_give_before_the_post_is_a_refusal_at_onc
     assert text.startswith(f"Nothing was submitted to ALDER (not saved) for key '{key.name}': what the run needs")
     assert "GET /projects/{projectId}/code/{codeRepositoryId}" in text
     assert "HTTP 503" in text
-    assert ledger.notes == {}
+    assert ledger.pending == {}
     assert control.count(route=JOBS, method="POST") == 0
     assert await runs_under(alder, key) == []
     control.clear_faults()

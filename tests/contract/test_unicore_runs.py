@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import time
 from collections.abc import Iterator
@@ -18,11 +17,9 @@ from prefect_mantik.loop import acall
 from prefect_mantik.runs import Reason, RunHandle, RunKey, RunState, RunStatus
 from prefect_mantik.sandbox.process import SandboxControl
 from prefect_mantik.sites import base
-from prefect_mantik.sites.base import Site
 from prefect_mantik.sites.tracked import KEY_TAG
-from prefect_mantik.tracking import TrackedRun
-from prefect_mantik.waiting.poller import wait_until_ended
 from tests.contract.conftest import UnicoreRoad
+from tests.contract.running import LOGS, content, log_of, project_in, run, short_tokens, tracked, waited
 from tests.sandbox_jobs import new_key
 
 JOBS = "/{site}/rest/core/jobs"
@@ -40,45 +37,6 @@ def alder(sandbox_unicore_road: UnicoreRoad) -> Iterator[UnicoreRoad]:
 
 def control_of(road: UnicoreRoad) -> SandboxControl:
     return road.sandbox.control
-
-
-def project_in(directory: Path, **commands: str) -> str:
-    """A directory with an MLproject whose entry points run commands."""
-    entries = "\n".join(f"  {name}:\n    command: {json.dumps(command)}" for name, command in commands.items())
-    (directory / "MLproject").write_text(f"name: made-by-a-test\nentry_points:\n{entries}\n")
-    return str(directory)
-
-
-async def run(road: UnicoreRoad, directory: str, entry_point: str = "main", **fields: Any) -> RunHandle:
-    """Submit code of a directory."""
-    parameters = fields.pop("parameters", {})
-    job = road.job(directory=directory, entry_point=entry_point, **fields)
-    return await road.submit(new_key(), job.spec(parameters), site=job.site.open(job.project))
-
-
-async def waited(road: UnicoreRoad, handle: RunHandle) -> RunStatus:
-    """Wait as users do, which helps a run along and closes its MLflow run."""
-    site = road.open()
-
-    async def same(_: RunHandle) -> Site:
-        return site
-
-    return (await acall(wait_until_ended, {handle: site}, reopen=same, timeout=60))[handle]
-
-
-async def content(road: UnicoreRoad, handle: RunHandle, path: str) -> bytes:
-    return await acall(road.open().store(handle).read, path)
-
-
-async def log_of(road: UnicoreRoad, handle: RunHandle) -> str:
-    return (await acall(road.open().read_log, handle))[0].decode()
-
-
-async def tracked(road: UnicoreRoad, handle: RunHandle) -> TrackedRun:
-    tracking = road.job().project.credentials.tracking_client()
-    found = await acall(tracking.run, str(handle.mlflow_run_id))
-    assert found is not None
-    return found
 
 
 def config(road: UnicoreRoad, resources: dict[str, Any] | None = None, **environment: Any) -> dict[str, Any]:
@@ -458,25 +416,6 @@ async def test_the_token_file_is_private_while_the_job_waits(unicore_road: Unico
 
 
 # --- The tracking token and the MLflow run --------------------------------------------------------------------------
-
-LOGS = """\
-import json, os, urllib.request
-def call(path, **body):
-    request = urllib.request.Request(
-        os.environ["MLFLOW_TRACKING_URI"].rstrip("/") + "/api/2.0/mlflow/runs/" + path,
-        json.dumps({"run_id": os.environ["MLFLOW_RUN_ID"], **body}).encode(),
-        {"Content-Type": "application/json", "Authorization": "Bearer " + os.environ["MLFLOW_TRACKING_TOKEN"]},
-    )
-    urllib.request.urlopen(request).read()
-call("log-metric", key="loss", value=0.5, timestamp=1, step=0)
-call("update", status="FINISHED")
-"""
-
-
-def short_tokens(road: UnicoreRoad, lifetime: float) -> None:
-    """From now on, and for those who have one already."""
-    control_of(road).switch(token_lifetime=lifetime)
-    control_of(road).expire_tokens()
 
 
 async def test_the_token_of_a_job_that_waits_longer_than_it_lives_is_kept_fresh(

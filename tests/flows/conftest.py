@@ -6,19 +6,32 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from prefect_mantik.block_files import asave_blocks, read_block_file
 from prefect_mantik.loop import call
 from prefect_mantik.sandbox.process import SandboxProcess
+from prefect_mantik.sites.opening import SITE_BLOCKS
 from tests.conftest import PrefectServer
+from tests.sandbox_jobs import mantik_site
 
 BLOCKS = Path(__file__).parents[2] / "blocks" / "sandbox.yaml"
 
 
 @pytest.fixture(scope="session")
 def saved_blocks(prefect_server: PrefectServer, mantik_sandbox: SandboxProcess) -> None:
-    """The blocks of blocks/sandbox.yaml."""
+    """The blocks of blocks/sandbox.yaml, and a site that is asked through the platform only."""
     call(asave_blocks, read_block_file(BLOCKS), mantik_sandbox.env)
+    mantik_site(mantik_sandbox, "cedar", ask_site=False).save("cedar-platform", overwrite=True)
+
+
+@pytest.fixture
+def only_sandbox_sites(saved_blocks: None, prefect_server: PrefectServer) -> None:
+    """Whoever asks all saved sites would also ask those that other tests saved, and some of those never answer."""
+    ours = {entry["name"] for entry in yaml.safe_load(BLOCKS.read_text())["blocks"]} | {"cedar-platform"}
+    for document in prefect_server.request("POST", "/block_documents/filter", {"limit": 200}):
+        if document["block_type"]["slug"] in SITE_BLOCKS and document["name"] not in ours:
+            prefect_server.request("DELETE", f"/block_documents/{document['id']}")
 
 
 @pytest.fixture

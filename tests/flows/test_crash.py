@@ -70,15 +70,14 @@ def test_one_run(
 
     victim = _start(prefect_server, root)
     deadline = time.monotonic() + 60
-    while call(ledger.announced, key) is None or not _posted(sandbox, fault):
+    while key.site_key not in call(ledger.notes) or not _posted(sandbox, fault):
         assert time.monotonic() < deadline, victim.communicate()
         assert victim.poll() is None, victim.communicate()
         time.sleep(0.05)
     victim.kill()
     victim.communicate()
-    announced = call(ledger.announced, key)
-    assert announced is not None
-    assert (announced.attempt, announced.site) == (1, "mantik-site/alder")
+    note = call(ledger.notes)[key.site_key]
+    assert (note.pending, note.attempt, note.site) == (True, 1, "mantik-site/alder")
     sandbox.control.clear_faults()
 
     output, errors = _start(prefect_server, root).communicate(timeout=200)
@@ -87,7 +86,7 @@ def test_one_run(
     handle = RunHandle.model_validate_json(line.removeprefix("HANDLE "))
     assert handle.key == key
     assert [job["mlflowRunId"] for job in _jobs(sandbox, key)] == [handle.remote_id]
-    assert call(ledger.announced, key) is None
+    assert not call(ledger.notes)[key.site_key].pending
 
 
 def _posted(sandbox: SandboxProcess, fault: dict[str, Any]) -> bool:

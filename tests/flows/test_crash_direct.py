@@ -1,32 +1,61 @@
-"""SIGKILL while a run is sent to a UNICORE site directly, then again: one job, which runs."""
+"""SIGKILL while a run is sent to a site directly, then again: one job, which runs."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
 
-from prefect_mantik import TrainingRun
+from prefect_mantik import FirecrestSite, TrainingRun
+from prefect_mantik.documents import aload_block
 from prefect_mantik.ledger import FlowRunLedger, origin
 from prefect_mantik.loop import call
 from prefect_mantik.runs import RunHandle, RunKey, RunState
 from prefect_mantik.sandbox.process import SandboxProcess
 from prefect_mantik.sites.tracked import KEY_TAG
 from tests.conftest import PrefectServer
-from tests.contract.conftest import ALL, UnicoreRoad
+from tests.contract.conftest import ALL, Road, UnicoreRoad, sandbox_firecrest
 from tests.sandbox_jobs import credentials
 
 ROOT = Path(__file__).parents[2]
-JOBS = "/BIRCH/rest/core/jobs"
-FILES = "/BIRCH/rest/core/storages/{storageId}/files/{path}"
+
+
+class Site(NamedTuple):
+    """A site that is reached directly.
+
+    Attributes:
+        saved: Its block.
+        job: The training job there.
+        jobs: The route that takes jobs.
+    """
+
+    saved: str
+    job: str
+    jobs: str
+
+
+BIRCH = Site("unicore-site/birch", "train-birch", "/BIRCH/rest/core/jobs")
+CEDAR = Site("firecrest-site/cedar", "train-cedar", "/firecrest/v2/compute/{system}/jobs")
+FILES_OF_BIRCH = "/BIRCH/rest/core/storages/{storageId}/files/{path}"
+FILES_OF_CEDAR = "/firecrest/v2/filesystem/{system}/ops/upload"
+NO_CHANNEL = {
+    "errorType": "error",
+    "message": "('Channel not open for sending',)",
+    "causedBy": None,
+    "data": None,
+    "user": None,
+}
+SETTLE = 8.0
+"""Seconds without a trace that prove at cedar that there is no job, for a test that cannot wait for a minute."""
 
 
 @flow
@@ -39,9 +68,9 @@ async def _new_flow_run() -> UUID:
         return (await client.create_flow_run(pipeline)).id
 
 
-def _start(server: PrefectServer, root: UUID) -> subprocess.Popen[str]:
+def _start(server: PrefectServer, root: UUID, job: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.flows.submit_once", str(root), "train-birch"],
+        [sys.executable, "-m", "tests.flows.submit_once", str(root), job],
         env=server.environment(),
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -50,67 +79,111 @@ def _start(server: PrefectServer, root: UUID) -> subprocess.Popen[str]:
     )
 
 
-@pytest.fixture
-def birch(sandbox: SandboxProcess) -> Iterator[UnicoreRoad]:
-    """The site's own books, read past our client."""
+def _birch(sandbox: SandboxProcess) -> UnicoreRoad:
     env = sandbox.env
-    road = UnicoreRoad(
+    return UnicoreRoad(
         sandbox,
         ALL,
         url=env["MANTIK_SANDBOX_BIRCH_URL"],
         username=env["MANTIK_UNICORE_USERNAME"],
         password=env["MANTIK_UNICORE_PASSWORD"],
     )
-    yield road
+
+
+@pytest.fixture
+def road(request: pytest.FixtureRequest, sandbox: SandboxProcess) -> Iterator[Road]:
+    """The site's own books, read past our client. Cedar settles fast for the time of a test."""
+    made = _birch(sandbox) if request.getfixturevalue("site") is BIRCH else sandbox_firecrest(sandbox)
+    saved = call(aload_block, FirecrestSite, "cedar")
+    saved.model_copy(update={"settle": SETTLE}).save("cedar", overwrite=True)
+    yield made
+    saved.save("cedar", overwrite=True)
     sandbox.control.clear_faults()
-    road.end_jobs()
+    made.end_jobs()
 
 
 @pytest.mark.parametrize(
-    "fault",
+    ("site", "faults", "was_taken"),
     [
         pytest.param(
-            {"action": "delay_after", "seconds": 30, "method": "POST", "route": JOBS}, id="the answer was under way"
+            site,
+            [{"action": "delay_after", "seconds": 30, "method": "POST", "route": site.jobs}],
+            False,
+            id=f"{site.job}: the answer was under way",
+        )
+        for site in (BIRCH, CEDAR)
+    ]
+    + [
+        pytest.param(
+            site,
+            [{"action": "late", "status": None, "seconds": 4, "method": "POST", "route": site.jobs}],
+            False,
+            id=f"{site.job}: and the site took it later",
+        )
+        for site in (BIRCH, CEDAR)
+    ]
+    + [
+        pytest.param(
+            BIRCH,
+            [{"action": "delay_before", "seconds": 30, "times": None, "method": "PUT", "route": FILES_OF_BIRCH}],
+            True,  # UNICORE takes a job before its files
+            id="train-birch: the files were under way",
         ),
         pytest.param(
-            {"action": "late", "status": None, "seconds": 4, "method": "POST", "route": JOBS},
-            id="and the site took it later",
+            CEDAR,
+            [{"action": "delay_before", "seconds": 30, "times": None, "method": "POST", "route": FILES_OF_CEDAR}],
+            False,
+            id="train-cedar: the files were under way",
         ),
         pytest.param(
-            {"action": "delay_before", "seconds": 30, "times": None, "method": "PUT", "route": FILES},
-            id="the files were under way",
+            CEDAR,
+            [
+                {
+                    "action": "status_after",
+                    "status": 500,
+                    "body": json.dumps(NO_CHANNEL),
+                    "method": "POST",
+                    "route": CEDAR.jobs,
+                },
+                # The look before the POST passes.
+                {"action": "delay_before", "seconds": 30, "skip": 1, "method": "GET", "route": CEDAR.jobs},
+            ],
+            False,
+            id="train-cedar: it was looking, after an answer that says nothing",
         ),
     ],
 )
-def test_one_job_that_runs(birch: UnicoreRoad, prefect_server: PrefectServer, fault: dict[str, Any]) -> None:
-    control, root = birch.sandbox.control, call(_new_flow_run)
+def test_one_job_that_runs(
+    road: Road, prefect_server: PrefectServer, site: Site, faults: list[dict[str, Any]], was_taken: bool
+) -> None:
+    control, root = road.sandbox.control, call(_new_flow_run)
     key = RunKey(name="killed", origin=call(origin), root_flow_run_id=root)
     ledger = FlowRunLedger(root)
-    control.add_fault(**fault)
+    for fault in faults:
+        control.add_fault(**fault)
 
-    victim = _start(prefect_server, root)
+    victim = _start(prefect_server, root, site.job)
     deadline = time.monotonic() + 60
-    while not control.call("GET", "/faults")[0]["used"]:
+    while not all(fault["used"] for fault in control.call("GET", "/faults")):
         assert time.monotonic() < deadline, victim.communicate()
         assert victim.poll() is None, victim.communicate()
         time.sleep(0.05)
     victim.kill()
     victim.communicate()
-    announced = call(ledger.announced, key)
-    assert announced is not None
-    assert (announced.attempt, announced.site) == (1, "unicore-site/birch")
-    assert bool(announced.receipt) is (fault["method"] == "PUT")
+    announced = call(ledger.notes)[key.site_key]
+    assert (announced.pending, announced.attempt, announced.site) == (True, 1, site.saved)
+    assert bool(announced.receipt) is was_taken
     control.clear_faults()
 
-    output, errors = _start(prefect_server, root).communicate(timeout=100)
+    output, errors = _start(prefect_server, root, site.job).communicate(timeout=100)
     line = next((line for line in output.splitlines() if line.startswith("HANDLE ")), None)
     assert line is not None, errors
     handle = RunHandle.model_validate_json(line.removeprefix("HANDLE "))
-    assert (handle.key, handle.site) == (key, "unicore-site/birch")
+    assert (handle.key, handle.site) == (key, site.saved)
     assert announced.receipt in (None, handle.remote_id)
-    assert [job["id"] for job in birch.jobs(key)] == [handle.remote_id]
-    assert call(ledger.announced, key) is None
-    tracking = credentials(birch.sandbox).tracking_client()
+    assert [job["id"] for job in road.jobs(key)] == [handle.remote_id]
+    assert not call(ledger.notes)[key.site_key].pending
+    tracking = credentials(road.sandbox).tracking_client()
     runs = call(tracking.runs_tagged, KEY_TAG, key.site_key, [str(handle.mlflow_experiment_id)])
     assert [run.run_id for run in runs] == [handle.mlflow_run_id]
     deadline = time.monotonic() + 30

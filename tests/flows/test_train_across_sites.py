@@ -90,9 +90,9 @@ async def test_the_logs_show_changes_and_no_secret(sandbox: SandboxProcess) -> N
     secrets = [
         value
         for name, value in sandbox.env.items()
-        if name.endswith("PASSWORD") or "CONNECTION_ID" in name or name.endswith("CONTROL_TOKEN")
+        if name.endswith(("PASSWORD", "CONTROL_TOKEN", "CLIENT_SECRET")) or "CONNECTION_ID" in name
     ]
-    assert len(secrets) == 6
+    assert len(secrets) == 7
     assert not [line for line in messages for secret in secrets if secret in line]
     assert not [line for line in messages if "eyJ" in line]
 

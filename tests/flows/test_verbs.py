@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from typing import Literal
 from uuid import UUID
 
 import pytest
@@ -14,6 +15,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.runtime import flow_run as this_run
 
 from prefect_mantik import (
+    MantikSite,
     Reason,
     RunHandle,
     RunState,
@@ -31,16 +33,25 @@ from prefect_mantik import (
     wait_for_run,
     wait_for_runs,
 )
-from prefect_mantik.errors import BlockInvalid, NotSupported, SubmitsFailed
+from prefect_mantik.errors import BlockInvalid, NotSupported, SubmitsFailed, WaitTimeout
 from prefect_mantik.ledger import FlowRunLedger, current_key, root_flow_run_id
 from prefect_mantik.loop import acall, call
 from prefect_mantik.sandbox.process import SandboxProcess
+from prefect_mantik.sites.notes import note_of
 from tests.conftest import PrefectServer
+
+SITES = ("alder", "birch", "cedar")
+"""Through the platform, by UNICORE, by FirecREST."""
 
 
 def sleeper(site: str = "alder", seconds: float = 60) -> TrainingJob:
     job = TrainingJob.load(f"train-{site}")
     return job.model_copy(update={"entry_point": "sleep", "parameters": {"seconds": seconds}})
+
+
+def through_the_platform(job: TrainingJob) -> TrainingJob:
+    """The same at a site that is asked through the platform only."""
+    return job.model_copy(update={"site": MantikSite.load("cedar-platform")})
 
 
 async def test_an_async_flow(sandbox: SandboxProcess) -> None:
@@ -104,7 +115,7 @@ def test_a_run_of_blocks_made_in_code_says_that_nobody_else_can_reach_it(
 
 
 def test_cancel_and_log_say_what_can_do_it_on_the_proven_platform(sandbox: SandboxProcess) -> None:
-    handle = submit_run(sleeper("cedar"), key="neither cancel nor log")
+    handle = submit_run(through_the_platform(sleeper()), key="neither cancel nor log")
     with pytest.raises(NotSupported, match=r"was not cancelled.*web interface"):
         cancel_run(handle)
     with pytest.raises(NotSupported, match=r"was not read.*web interface"):
@@ -113,12 +124,12 @@ def test_cancel_and_log_say_what_can_do_it_on_the_proven_platform(sandbox: Sandb
 
 def test_cancel_and_log_by_the_second_way_and_directly(sandbox: SandboxProcess) -> None:
     """Every path of the platform that is not proven is off."""
-    handles = [submit_run(sleeper(site), key=f"cancelled at {site}") for site in ("alder", "birch")]
+    handles = [submit_run(sleeper(site), key=f"cancelled at {site}") for site in SITES]
     for handle in handles:
         cancel_run(handle)
     ended = wait_for_runs(handles, on_failure="return", timeout=30)
-    assert [result.status.reason for result in ended] == [Reason.CANCELLED_BY_US] * 2
-    for site in ("alder", "birch"):
+    assert [result.status.reason for result in ended] == [Reason.CANCELLED_BY_US] * 3
+    for site in SITES:
         failing = TrainingJob.load(f"train-{site}").model_copy(update={"entry_point": "fail", "parameters": {}})
         failed = wait_for_run(submit_run(failing, key=f"with a log at {site}"), on_failure="return")
         assert (failed.status.reason, failed.status.exit_code) == (Reason.EXIT_CODE, 3)
@@ -128,14 +139,14 @@ def test_cancel_and_log_by_the_second_way_and_directly(sandbox: SandboxProcess) 
 
 def test_cancel_and_log_where_the_platform_has_them(sandbox: SandboxProcess) -> None:
     sandbox.control.switch(all_endpoints=True)
-    chatter = TrainingJob.load("train-cedar").model_copy(update={"entry_point": "fail", "parameters": {}})
+    chatter = through_the_platform(sleeper()).model_copy(update={"entry_point": "fail", "parameters": {}})
     failed = wait_for_run(submit_run(chatter, key="with a log"), on_failure="return")
     assert failed.log_tail
     log = fetch_log(failed)
     assert "#SBATCH" in log
     assert "MLFLOW_TRACKING_TOKEN=***" in log
     assert "eyJ" not in log
-    handle = submit_run(sleeper(), key="to be cancelled")
+    handle = submit_run(through_the_platform(sleeper()), key="to be cancelled")
     cancel_run(handle)
     assert wait_for_run(handle, on_failure="return").status.state is RunState.KILLED
 
@@ -147,37 +158,101 @@ async def _flow_run(flow_run_id: UUID) -> FlowRun:
 
 def test_the_hook_cancels_the_runs_of_its_flow_run_and_no_others(sandbox: SandboxProcess) -> None:
     @flow
-    def child() -> RunHandle:
-        return submit_run(sleeper("birch"), key="child's")
+    def child(site: str) -> RunHandle:
+        return submit_run(sleeper(site), key=f"child's at {site}")
 
     @flow
     def parent(with_child: bool) -> tuple[str, list[RunHandle]]:
         handles = [submit_run(sleeper(), key="parent's")]
         if with_child:
-            handles.append(child())
+            handles += [child("birch"), child("cedar")]
         return str(this_run.id), handles
 
     _, others = parent(with_child=False)
     flow_run_id, handles = parent(with_child=True)
     flow_run = call(_flow_run, UUID(flow_run_id))
-    assert sorted(call(FlowRunLedger(flow_run.id).sites)) == ["mantik-site/alder", "unicore-site/birch"]
+    assert sorted(call(FlowRunLedger(flow_run.id).sites)) == [
+        "firecrest-site/cedar",
+        "mantik-site/alder",
+        "unicore-site/birch",
+    ]
     cancel_runs_of_flow(flow=parent, flow_run=flow_run, state=flow_run.state)
     ended = wait_for_runs(handles, on_failure="return", timeout=30)
-    assert [result.status.state for result in ended] == [RunState.KILLED] * 2
+    assert [result.status.state for result in ended] == [RunState.KILLED] * 3
     assert not TrainingRun(others[0]).status().state.is_end
 
 
 def test_the_hook_says_what_it_cannot_cancel(sandbox: SandboxProcess, caplog: pytest.LogCaptureFixture) -> None:
     @flow
     def parent() -> tuple[str, RunHandle]:
-        return str(this_run.id), submit_run(sleeper("cedar"), key="left running")
+        return str(this_run.id), submit_run(through_the_platform(sleeper()), key="left running")
 
     flow_run_id, handle = parent()
     flow_run = call(_flow_run, UUID(flow_run_id))
     cancel_runs_of_flow(flow=parent, flow_run=flow_run, state=flow_run.state)
     line = next(record.message for record in caplog.records if "may be live" in record.message)
-    assert "'left running' at cedar" in line
+    assert "'left running' at cedar-platform" in line
     assert handle.links["MLflow"] in line
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(("cedar", {"route": "/firecrest/v2/compute/{system}/jobs"}), id="FirecREST"),
+        pytest.param(("birch", {"route": "/BIRCH/rest/core/jobs"}), id="UNICORE"),
+    ],
+)
+def test_the_hook_ends_by_its_id_what_no_list_shows(
+    sandbox: SandboxProcess, caplog: pytest.LogCaptureFixture, fault: tuple[str, dict[str, str]]
+) -> None:
+    site, where = fault
+
+    @flow
+    def parent() -> tuple[str, RunHandle]:
+        return str(this_run.id), submit_run(sleeper(site), key="unlisted")
+
+    flow_run_id, handle = parent()
+    flow_run = call(_flow_run, UUID(flow_run_id))
+    sandbox.control.add_fault("status", **where, method="GET", status=503, times=None)
+    cancel_runs_of_flow(flow=parent, flow_run=flow_run, state=flow_run.state)
+    sandbox.control.clear_faults()
+    assert "lists no jobs: only those that were noted are ended" in caplog.text
+    assert "Cancelled training run 'unlisted'" in caplog.text
+    ended = wait_for_run(handle, on_failure="return", timeout=30)
+    assert ended.status.state is RunState.KILLED
+
+
+def test_the_hook_names_the_runs_of_a_site_that_is_down(
+    sandbox: SandboxProcess, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefect_mantik.cancelling.TIMEOUT", 18.0)
+
+    @flow
+    def parent() -> tuple[str, RunHandle]:
+        return str(this_run.id), submit_run(sleeper("birch"), key="site down")
+
+    flow_run_id, handle = parent()
+    flow_run = call(_flow_run, UUID(flow_run_id))
+    sandbox.control.add_fault("status", route="/BIRCH/*", status=503, times=None)
+    cancel_runs_of_flow(flow=parent, flow_run=flow_run, state=flow_run.state)
+    sandbox.control.clear_faults()
+    assert "training run 'site down' at birch may be live" in caplog.text
+    assert not TrainingRun(handle).status().state.is_end
+
+
+def test_a_run_at_a_site_that_is_not_saved_is_said(sandbox: SandboxProcess, caplog: pytest.LogCaptureFixture) -> None:
+    @flow
+    def parent() -> str:
+        job = sleeper("birch")
+        site = job.site.model_copy()
+        site._block_document_id = site._block_document_name = None
+        submit_run(job.model_copy(update={"site": site}), key="unsaved")
+        return str(this_run.id)
+
+    flow_run = call(_flow_run, UUID(parent()))
+    cancel_runs_of_flow(flow=parent, flow_run=flow_run, state=flow_run.state)
+    assert "A job of the key 'unsaved' at " in caplog.text
+    assert "its site is not a saved block. Look there." in caplog.text
 
 
 def test_an_unknown_job_is_named(sandbox: SandboxProcess) -> None:
@@ -207,7 +282,7 @@ async def _submit_sleeper() -> RunHandle:
     from prefect_mantik.jobs import submit
 
     job = await TrainingJob.aload("train-alder")
-    job = job.model_copy(update={"entry_point": "sleep", "parameters": {"seconds": 60}})
+    job = job.model_copy(update={"entry_point": "sleep", "parameters": {"seconds": 60}})  # type: ignore[attr-defined]
     return await submit(job, key="slept")
 
 
@@ -224,7 +299,7 @@ def test_the_hook_waits_for_a_submit_that_was_cut_short(
 
     flow_run = call(_flow_run, UUID(parent()))
     cancel_runs_of_flow(flow=parent, flow_run=flow_run, state=flow_run.state)
-    key = next(iter(call(FlowRunLedger(flow_run.id).announcements)))
+    key = next(iter(call(FlowRunLedger(flow_run.id).notes)))
     jobs = [job for job in sandbox.control.jobs() if (job["runKey"] or "").startswith(key)]
     assert [job["live"] for job in jobs] == [False]
 
@@ -232,7 +307,7 @@ def test_the_hook_waits_for_a_submit_that_was_cut_short(
 def test_the_hook_names_a_submit_that_never_shows(
     sandbox: SandboxProcess, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefect_mantik.lifecycle.HOOK_TIMEOUT", 5.0)
+    monkeypatch.setattr("prefect_mantik.cancelling.TIMEOUT", 5.0)
 
     @flow
     def parent() -> str:
@@ -241,7 +316,7 @@ def test_the_hook_names_a_submit_that_never_shows(
 
     flow_run = call(_flow_run, UUID(parent()))
     cancel_runs_of_flow(flow=parent, flow_run=flow_run, state=flow_run.state)
-    key = next(iter(call(FlowRunLedger(flow_run.id).announcements)))
+    key = next(iter(call(FlowRunLedger(flow_run.id).notes)))
     lines = [record.message for record in caplog.records if "One may still appear" in record.message]
     assert len(lines) == 1
     assert key in lines[0]
@@ -250,10 +325,12 @@ def test_the_hook_names_a_submit_that_never_shows(
 async def _announce_and_post(name: str, post: bool = True) -> None:
     """What a submit does until it is killed."""
     job = await TrainingJob.aload("train-alder")
-    job = job.model_copy(update={"entry_point": "sleep", "parameters": {"seconds": 60}})
+    job = job.model_copy(update={"entry_point": "sleep", "parameters": {"seconds": 60}})  # type: ignore[attr-defined]
     root = await root_flow_run_id()
     key, site = await current_key(name, root), job.site.open(job.project)
-    await FlowRunLedger(root).open(key, 1, site)
+    ledger = FlowRunLedger(root)
+    _, way = await ledger.look_up(key)
+    await ledger.open(key, note_of(job.spec(), key, 1, site, way))
     if post:
         await site.post(job.spec(), key, 1)
 
@@ -267,7 +344,8 @@ def test_a_note_that_cannot_be_closed_hides_no_job(
     written = FlowRunLedger._write
 
     async def write(ledger: FlowRunLedger, notes: dict[str, str]) -> bool:
-        return await (fail if "" in notes.values() else written)(ledger, notes)
+        closing = any('"pending":false' in note for note in notes.values())
+        return await (fail if closing else written)(ledger, notes)
 
     monkeypatch.setattr(FlowRunLedger, "_write", write)
 
@@ -277,3 +355,24 @@ def test_a_note_that_cannot_be_closed_hides_no_job(
 
     assert parent().name == "not closed"
     assert "Prefect did not take a note on 'not closed' (Prefect is gone)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("on_timeout", "live", "words"), [("leave", True, "left alone"), ("cancel", False, "were cancelled")]
+)
+def test_a_timeout_says_what_becomes_of_the_run(
+    sandbox: SandboxProcess, on_timeout: Literal["leave", "cancel"], live: bool, words: str
+) -> None:
+    run = sleeper("birch").trigger(key=f"timeout {on_timeout}")
+    with pytest.raises(WaitTimeout, match=words) as caught:
+        wait_for_runs([run], timeout=0.1, on_timeout=on_timeout)
+    assert caught.value.handles == [run.handle]
+    if not live:
+        run.wait_for_completion(timeout=30)
+    assert run.status().state.is_end is not live
+
+
+def test_what_cannot_be_cancelled_in_time_is_named(sandbox: SandboxProcess) -> None:
+    run = through_the_platform(sleeper()).trigger(key="timeout without a way to cancel")
+    with pytest.raises(WaitTimeout, match="Not all were cancelled. May be live: .*cedar-platform"):
+        wait_for_runs([run], timeout=0.1, on_timeout="cancel")

@@ -11,7 +11,15 @@ import pytest
 from prefect_mantik.sandbox.process import SandboxProcess, start_sandbox
 
 from .box import DEFAULTS, FAKE_MLFLOW, OPEN, Box
-from .rest import Rest
+from .rest import Cedar, Rest
+
+FIRECREST_DEFAULTS = {
+    "firecrest_token_lifetime": 300,
+    "firecrest_command_timeout": 5,
+    "firecrest_command_time": 0,
+    "firecrest_max_sessions": 0,
+    "firecrest_rest_mode": "hybrid",
+}
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +49,17 @@ def rest(box: Box) -> Iterator[Rest]:
     with Rest(box, "alder") as rest:
         yield rest
     box.control.change_site("alder", **OPEN)
+    for job in box.control.jobs(live=True):
+        box.control.end_job(job["id"], "VANISHED")
+
+
+@pytest.fixture
+def cedar(box: Box) -> Iterator[Cedar]:
+    """FirecREST's API of cedar."""
+    with Cedar(box) as cedar:
+        yield cedar
+    box.control.change_site("cedar", **OPEN, unhealthy=False, accounting_down=False)
+    box.control.switch(**FIRECREST_DEFAULTS)
     for job in box.control.jobs(live=True):
         box.control.end_job(job["id"], "VANISHED")
 

@@ -64,7 +64,8 @@ class MantikSite(Block):
     ask_site: bool = Field(
         default=True,
         title="Ask the site itself",
-        description="Where the site speaks UNICORE, use the Connection's login for fresh states, logs and cancelling.",
+        description="Where the site speaks UNICORE or FirecREST, use the Connection's login for fresh states, logs and "
+        "cancelling.",
     )
 
     @field_validator("backend_config")

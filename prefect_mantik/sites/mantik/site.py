@@ -15,7 +15,7 @@ from uuid import UUID
 
 from pydantic import ValidationError
 
-from prefect_mantik.backend_config import backend_kind, site_label, with_variables
+from prefect_mantik.backend_config import backend_kind, parse_backend_config, site_label, with_variables
 from prefect_mantik.credentials import MantikCredentials, MantikProject
 from prefect_mantik.documents import reference
 from prefect_mantik.errors import ConfigurationError, KeyInUse, MantikError, NotFound, NotSupported, RequestFailed
@@ -80,10 +80,18 @@ class PlatformSite(Site):
         return self._tracking
 
     def _jobs_behind(self) -> JobsBehind | None:
-        config = self._block.backend_config
-        if not self._block.ask_site or backend_kind(config) != "unicore":
+        config, connection = self._block.backend_config, self._block.connection
+        if not self._block.ask_site:
             return None
-        return JobsBehind(str(config["UnicoreApiUrl"]), self._block.connection, self.name)
+        if backend_kind(config) == "unicore":
+            from prefect_mantik.sites.unicore.behind import UnicoreBehind
+
+            return JobsBehind(UnicoreBehind(str(config["UnicoreApiUrl"]), connection, self.name), self.name)
+        if where := parse_backend_config(config).firecrest:
+            from prefect_mantik.sites.firecrest.behind import FirecrestBehind
+
+            return JobsBehind(FirecrestBehind(where, connection), self.name)
+        return None
 
     async def post(self, spec: RunSpec, key: RunKey, attempt: int) -> str:
         """Submit one run, with the key in its name and in its variables. See `Site.post`."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from prefect_mantik.sites.unicore.site import DirectUnicoreSite
     from prefect_mantik.unicore import UnicoreClient
 
-SETTLE = 60.0
+SETTLE = 120.0
 """Seconds of clean looks after which a site has no job: a gateway gives a request up before that."""
 
 
@@ -105,13 +105,13 @@ class UnicoreSite(Block):
 
     @model_validator(mode="after")
     def _is_a_backend_config(self) -> UnicoreSite:
-        from prefect_mantik.backend_config import check_backend_config
+        from prefect_mantik.backend_config import parse_backend_config
 
         named = self.backend_config.get("UnicoreApiUrl", self.api_url)
         if str(named).rstrip("/") != self.api_url.rstrip("/"):
             raise ValueError(f"the backend config is for {named}, the site for {self.api_url}")
         try:
-            check_backend_config(self.whole_config)
+            parse_backend_config(self.whole_config)
         except ConfigurationError as error:
             raise ValueError(str(error)) from None
         return self

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
 from prefect_mantik.credentials import MantikProject
-from prefect_mantik.errors import ConfigurationError, MantikError, RequestFailed
+from prefect_mantik.errors import ConfigurationError, RequestFailed
 from prefect_mantik.sites import direct
 from prefect_mantik.sites.base import Finding
+from prefect_mantik.sites.checking import Step, reach_tracking, tried
 from prefect_mantik.sites.unicore.directory import RunDirectory
 from prefect_mantik.sites.unicore.jobs import uspace
 from prefect_mantik.unicore import UnicoreClient
@@ -22,24 +21,14 @@ async def check_site(client: UnicoreClient, name: str, queue: str, project: Mant
         queue: Which queue runs will ask for.
         project: Whose tracking server is asked, where a project is known.
     """
-    first = await _tried("log in", lambda: _log_in(client))
-    if not first.ok:
-        return [first]
-    steps: dict[str, Callable[[], Awaitable[str]]] = {
+    steps: dict[str, Step] = {
         "take jobs": lambda: _is_open(client, name),
         "find the queue": lambda: _find_queue(client, name, queue),
         "submit a job that never starts, and write into its directory": lambda: _submit(client),
     }
     if project:
-        steps["reach the tracking server from here"] = lambda: _reach_tracking(project)
-    return [first, *[await _tried(what, step) for what, step in steps.items()]]
-
-
-async def _tried(what: str, step: Callable[[], Awaitable[str]]) -> Finding:
-    try:
-        return Finding(what=what, ok=True, message=await step())
-    except MantikError as error:
-        return Finding(what=what, ok=False, message=str(error))
+        steps["reach the tracking server from here"] = lambda: reach_tracking(project)
+    return await tried(("log in", lambda: _log_in(client)), steps)
 
 
 async def _log_in(client: UnicoreClient) -> str:
@@ -75,9 +64,3 @@ async def _submit(client: UnicoreClient) -> str:
     finally:
         await client.delete_job(job)
     return ""
-
-
-async def _reach_tracking(project: MantikProject) -> str:
-    credentials = project.credentials
-    await credentials.tracking_client().experiment_ids()
-    return credentials.tracking_uri

@@ -5,7 +5,8 @@ from __future__ import annotations
 from prefect_mantik.credentials import MantikConnection, UnicoreCredentials
 from prefect_mantik.documents import reference
 from prefect_mantik.environment import unicore_login
-from prefect_mantik.errors import ConfigurationError, NotFound
+from prefect_mantik.errors import ConfigurationError
+from prefect_mantik.sites.connections import connection_answer
 from prefect_mantik.unicore import Credential, Kept, Password, Token
 
 PROVIDER = "UNICORE"
@@ -31,16 +32,7 @@ def credential_of(login: UnicoreCredentials | MantikConnection | None) -> Creden
 
 async def _fetched(connection: MantikConnection) -> Credential:
     name = reference(connection) or "the MantikConnection"
-    try:
-        found = await connection.credentials.get_client().connection(connection.id)
-    except NotFound as error:
-        raise ConfigurationError(
-            f"The Connection ID in {name} is none of {connection.credentials.username!r}'s ({error.detail}): copy it "
-            "from Settings > Connections in Mantik."
-        ) from None
-    provider = found.connection_provider
-    if provider.lower() != PROVIDER.lower():
-        raise ConfigurationError(f"The Connection in {name} is for {provider or 'no provider'}, not for {PROVIDER}.")
+    found = await connection_answer(connection, PROVIDER)
     if found.login_name and found.password:
         return Password(found.login_name, found.password)
     if found.token:

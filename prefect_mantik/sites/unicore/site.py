@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime, timezone
-from time import time as wall_clock
 from typing import Any, ClassVar, NamedTuple
 
 from prefect_mantik.backend_config import parse_backend_config, unicore_job
@@ -27,16 +26,14 @@ from prefect_mantik.errors import (
     RequestFailed,
     ServiceUnavailable,
     SubmitIncomplete,
-    SubmitRefused,
     SubmitUnknown,
 )
-from prefect_mantik.log import run_logger
-from prefect_mantik.loop import per_process
-from prefect_mantik.runs import IfEnded, Reason, RunHandle, RunKey, RunSpec, RunState, RunStatus, SiteKind
-from prefect_mantik.sites import direct, mlflow_runs
-from prefect_mantik.sites.base import OUR_PREFIX, Capability, Finding, Ledger, Site, not_found
+from prefect_mantik.runs import IfEnded, RunHandle, RunKey, RunSpec, RunState, RunStatus, SiteKind
+from prefect_mantik.sites import direct
+from prefect_mantik.sites.base import OUR_PREFIX, Finding, not_found
+from prefect_mantik.sites.direct_site import DirectSite, Prepared
+from prefect_mantik.sites.notes import Ledger
 from prefect_mantik.sites.store import Store
-from prefect_mantik.sites.tracked import run_status
 from prefect_mantik.sites.unicore.checks import check_site
 from prefect_mantik.sites.unicore.directory import RunDirectory
 from prefect_mantik.sites.unicore.jobs import UnicoreJobs, uspace
@@ -44,16 +41,10 @@ from prefect_mantik.sites.unicore.states import is_end
 from prefect_mantik.sites.unicore.store import UnicoreStore
 from prefect_mantik.sites.unicore.tags import commit_of, handle_from, search_tag, tags_of
 from prefect_mantik.staging import StagedCode
-from prefect_mantik.tracking import TrackedRun
 from prefect_mantik.unicore import UnicoreClient
 
 UNSTARTED = ("CREATED", "STAGINGIN", "READY")
 """States of a job that may wait for its files: those that come with it may be on their way still."""
-
-CLOSE_TIMEOUT = 10.0
-"""Seconds that closing the MLflow run of a cancelled job may take: whoever cancels is in a hurry."""
-
-_STAGINGS = 4
 
 
 class Settings(NamedTuple):
@@ -74,13 +65,7 @@ class _Staged(NamedTuple):
     stack: AsyncExitStack
 
 
-@per_process
-def _staging_slots() -> asyncio.Semaphore:
-    """Repositories that are fetched and packed at the same time."""
-    return asyncio.Semaphore(_STAGINGS)
-
-
-class DirectUnicoreSite(Site):
+class DirectUnicoreSite(DirectSite):
     """A site reached by UNICORE.
 
     Args:
@@ -91,18 +76,13 @@ class DirectUnicoreSite(Site):
 
     kind: ClassVar[SiteKind] = "unicore"
     road: ClassVar[str] = "directly by UNICORE"
-    ends_duplicates = True
 
     def __init__(self, settings: Settings, client: UnicoreClient, project: MantikProject | None = None) -> None:
-        self._settings, self._client, self._project = settings, client, project
-        self.reference, self.project_id = settings.reference, project.project_id if project else None
-        self.name, self.settle = settings.name, settings.settle
-        self.capabilities = frozenset(Capability)
+        super().__init__(settings.name, settings.reference, settings.settle, project)
+        self._settings, self._client = settings, client
         self._jobs = UnicoreJobs(client)
-        self._found: dict[str, RunHandle] = {}
         self._by_our_clock: set[str] = set()
         self._staged: dict[str, _Staged] = {}
-        self._refresh_at: dict[RunHandle, float] = {}
 
     @property
     def account(self) -> Hashable:
@@ -124,35 +104,24 @@ class DirectUnicoreSite(Site):
     async def post(self, spec: RunSpec, key: RunKey, attempt: int) -> str:
         """Pack the code, make the MLflow run, submit a job that waits for its files. See `Site.post`."""
         async with AsyncExitStack() as stack:
-            try:
-                staged = await self._stage(spec, stack)
-                command = direct.command_of(spec, staged)
-                run = await mlflow_runs.open_mlflow_run(self._needed_project(), spec, key, attempt, self)
-            except RequestFailed as error:
-                raise SubmitRefused(
-                    f"Nothing was submitted to {self.name} for key '{key.name}': what the run needs could not be "
-                    f"prepared. {error}"
-                ) from error
-            description = self._description(spec, key, attempt, run, command, staged.commit)
+            prepared = await self._prepare(spec, key, attempt, stack)
+            description = self._description(spec, key, attempt, prepared)
             try:
                 job = await self._submit(description, key)
             except RequestFailed as error:
-                if not isinstance(error, ServiceUnavailable) or not error.sent:
-                    await mlflow_runs.refuse_mlflow_run(self._needed_project(), run)
+                await self._free_the_key(prepared, error)
                 raise
-            self._staged[job] = _Staged(key.site_key, staged, stack.pop_all())
+            self._staged[job] = _Staged(key.site_key, prepared.code, stack.pop_all())
         if made := self._handle(job, description["Tags"], datetime.now(timezone.utc)):
             self._found[job] = made
             self._by_our_clock.add(job)
         return job
 
-    def _description(
-        self, spec: RunSpec, key: RunKey, attempt: int, run: TrackedRun, command: str, commit: str | None
-    ) -> dict[str, Any]:
-        project = self._needed_project()
+    def _description(self, spec: RunSpec, key: RunKey, attempt: int, prepared: Prepared) -> dict[str, Any]:
+        project, run = self._needed_project(), prepared.run
         description = unicore_job(
             parse_backend_config(spec.backend_config),
-            command=command,
+            command=prepared.command,
             variables=direct.variables_of(spec, key, attempt, run, project.credentials.tracking_uri),
             account=self._settings.compute_project or spec.budget_account,
             before=direct.first_lines(),
@@ -161,7 +130,7 @@ class DirectUnicoreSite(Site):
         # Last: when it is there, so are the scripts; and what is written into it keeps its mode.
         description["Imports"].append({"To": direct.TOKEN_FILE, "Data": "-", "Permissions": "rw-------"})
         names = {"Name": f"{key.slug}-{key.site_key}-{attempt}", "Umask": "0077"}
-        return {**description, **names, "Tags": tags_of(spec, key, attempt, run, project, commit)}
+        return {**description, **names, "Tags": tags_of(spec, key, attempt, run, project, prepared.code.commit)}
 
     async def _submit(self, description: dict[str, Any], key: RunKey) -> str:
         try:
@@ -245,25 +214,8 @@ class DirectUnicoreSite(Site):
     def _directory(self, handle: RunHandle) -> RunDirectory:
         return RunDirectory(self._client, handle.remote_id)
 
-    async def _write_token(self, handle: RunHandle) -> None:
-        tracking = await mlflow_runs.tracking_of(handle, self._project)
-        if tracking is None:
-            return
-        token = await tracking.tokens.lasting()
-        await self._directory(handle).write_token(direct.token_file(token))
-        self._refresh_at[handle] = token.refresh_at
-
-    async def _stage(self, spec: RunSpec, stack: AsyncExitStack, commit: str | None = None) -> StagedCode:
-        """Pack the code, for as long as the stack lives."""
-        async with _staging_slots():
-            return await stack.enter_async_context(direct.staged_code(spec, self._needed_project(), commit))
-
-    def _needed_project(self) -> MantikProject:
-        if self._project is None:
-            raise ConfigurationError(
-                f"{self.name} was opened without a Mantik project, so that nothing can be tracked."
-            )
-        return self._project
+    async def _put_token(self, handle: RunHandle, content: bytes) -> None:
+        await self._directory(handle).write_token(content)
 
     # --- Find -------------------------------------------------------------------------------------------------------
 
@@ -272,8 +224,7 @@ class DirectUnicoreSite(Site):
         listed = await self._handles(await self._client.jobs(key.site_key), key.site_key)
         # The key is compared: a server that leaves the tags out of account lists everybody's.
         found = [handle for handle in listed if handle.site_key == key.site_key]
-        if not found and self._project:
-            found = await mlflow_runs.forgotten_runs(self._project, key, self)
+        found = found or await self._forgotten(key)
         return [handle.model_copy(update={"key": key, "name": key.name}) for handle in found]
 
     async def list(self, prefix: str = OUR_PREFIX) -> builtins.list[RunHandle]:
@@ -340,36 +291,10 @@ class DirectUnicoreSite(Site):
         """The status of a run whose job the site does not know by id: it forgets jobs after some time, or lost it."""
         if handle.remote_id in await self._client.jobs(handle.site_key):
             raise self._unreadable(handle.remote_id)
-        tracking = await mlflow_runs.tracking_of(handle, self._project)
-        run = await tracking.run(handle.mlflow_run_id) if tracking and handle.mlflow_run_id else None
-        if run:
-            told = run_status(run, datetime.now(timezone.utc))
-            if told.state.is_end:
-                return told.model_copy(update={"message": "the site has no such job any more; this is MLflow's word"})
-        return not_found(handle, f"{self.name} has no job {handle.remote_id}")
+        return await self._by_mlflow(handle) or not_found(handle, f"{self.name} has no job {handle.remote_id}")
 
     def _unreadable(self, job: str) -> ServiceUnavailable:
         return ServiceUnavailable(f"{self.name} lists job {job}, and knows no job of this id.")
-
-    async def tend(self, statuses: Mapping[RunHandle, RunStatus]) -> float | None:
-        """Keep the token of a waiting job fresh, and close the MLflow run of one that ended. See `Site.tend`."""
-        due = []
-        for handle, status in statuses.items():
-            if status.state is RunState.SCHEDULED:
-                if wall_clock() >= self._refresh_at.get(handle, 0.0):
-                    await self._write_token(handle)
-                due.append(self._refresh_at.get(handle, 0.0) - wall_clock())
-            elif status.state.is_end:
-                await self._close_mlflow_run(handle, status)
-        return max(0.0, min(due)) if due else None
-
-    async def _close_mlflow_run(self, handle: RunHandle, status: RunStatus) -> None:
-        """Close it, unless an older job has the same one: two submitters at the same instant may find one run."""
-        sharing = [other for other in self._found.values() if other.mlflow_run_id == handle.mlflow_run_id]
-        never = datetime.max.replace(tzinfo=timezone.utc)
-        oldest = min(sharing, key=lambda other: (other.submitted_at or never, other.remote_id), default=handle)
-        if oldest.remote_id == handle.remote_id and (tracking := await mlflow_runs.tracking_of(handle, self._project)):
-            await mlflow_runs.close_mlflow_run(tracking, handle, status)
 
     async def cancel(self, handle: RunHandle) -> None:
         """Abort the job, and close its MLflow run. See `Site.cancel`."""
@@ -379,14 +304,7 @@ class DirectUnicoreSite(Site):
             if handle.remote_id in await self._client.jobs(handle.site_key):
                 raise
             return
-        if not aborted:
-            return
-        # The abort takes effect later, and nobody may ask then.
-        killed = RunStatus(state=RunState.KILLED, reason=Reason.CANCELLED_BY_US, observed_at=datetime.now(timezone.utc))
-        try:
-            await asyncio.wait_for(self._close_mlflow_run(handle, killed), CLOSE_TIMEOUT)
-        except Exception as error:  # noqa: BLE001  # the job is aborted: whatever MLflow or Prefect do now
-            run_logger().warning("The MLflow run of %s was not closed. %s", handle.describe(), error)
+        await (self._close_as_killed(handle) if aborted else self._close_as_ended(handle))
 
     async def read_log(self, handle: RunHandle, offset: int = 0) -> tuple[bytes, int]:
         """Read the log in the job's directory. See `Site.read_log`."""

@@ -12,7 +12,9 @@
 #SBATCH --qos=high
 #SBATCH --output=/scratch/ada/mantik/0af3/mantik.log
 #SBATCH --error=/scratch/ada/mantik/0af3/mantik.log
+#SBATCH --open-mode=append
 
+export USER="${USER:-$(id -un)}" PATH && export HOME="${HOME:-$(eval echo "~$USER")}"
 cd /scratch/ada/mantik/0af3 || exit
 exec < /dev/null 2>&1
 stop_on_failure() {

@@ -1,0 +1,1 @@
+"""Sites reached directly by FirecREST: the block, what talks, and the rule tables."""

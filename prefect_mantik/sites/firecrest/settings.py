@@ -1,0 +1,19 @@
+"""What the block of a FirecREST site tells the runtime."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from prefect_mantik.backend_config import BackendConfig
+
+
+class Settings(NamedTuple):
+    """What a site's block says, besides who logs in and where."""
+
+    reference: str | None
+    name: str
+    root: str
+    config: BackendConfig
+    account: str
+    settle: float
+    fail_if_stuck: bool
