@@ -8,9 +8,11 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import httpx
+
 from tests.faults import books
 from tests.faults.bench import until
-from tests.faults.kinds import PLATFORM, REST
+from tests.faults.kinds import ASKED, PLATFORM, REST
 from tests.faults.orders import Strike
 from tests.faults.plan import Planned, Recording, place_in_wait
 from tests.faults.trial import Trial, Try
@@ -49,8 +51,18 @@ def _short(place: Strike) -> str:
 def _waiting(trial: Trial, **fields: object) -> Try:
     one = trial.start(**fields)
     trial.until_running()
-    until(lambda: one.ended or one.in_phase("wait"), "the wait began")
+    until(lambda: one.ended or _has_seen_the_job(trial, one), "the wait has seen the job")
     return one
+
+
+def _has_seen_the_job(trial: Trial, one: Try) -> bool:
+    """Whether the wait was told of the job: the platform's is found among all of its site's, then asked by itself."""
+    if trial.kind.name != ASKED:
+        return one.in_phase("wait")
+    return any(
+        request.phase == "wait" and request.status == httpx.codes.OK and request.route.endswith("/rest/core/jobs/{id}")
+        for request in one.requests()
+    )
 
 
 def _ended(trial: Trial, state: str) -> None:
