@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
+from datetime import datetime, timedelta, timezone
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 from urllib.parse import quote, urlsplit
@@ -22,17 +20,12 @@ from prefect_mantik.environment import is_loopback
 from prefect_mantik.errors import ConfigurationError, LoginRefused, NotFound, RequestFailed, ServiceUnavailable
 from prefect_mantik.log import run_logger
 from prefect_mantik.loop import VERIFIED, Tls, calls_in_flight, http_client
+from prefect_mantik.responses import cause, explanation, hidden, retry_after, server_time, shortened
 
 TOTAL_TIMEOUT = 120.0
 """Seconds that one call may take, with all its repeats."""
 
 CONNECT_TIMEOUT = 10.0
-
-MAX_DETAIL = 400
-"""Characters of a server's explanation that an error shows."""
-
-HTML_PAGE = "an HTML page"
-"""How an explanation begins that a gateway gave, not the API."""
 
 _BACKOFF = wait_random_exponential(multiplier=0.5, max=20)
 _SECONDS_WORTH_A_LINE = 5.0
@@ -158,6 +151,11 @@ class JsonApi:
         url = urlsplit(self.base_url)
         self._account = f"{username}@{url.scheme}://{url.netloc}"
         self._loopback = is_loopback(url.hostname or "")
+        self._ahead = timedelta(0)
+
+    def now(self) -> datetime:
+        """The server's clock, as far as its answers tell: ours may be wrong by hours."""
+        return datetime.now(timezone.utc) + self._ahead
 
     async def call(self, call: Call) -> Any:
         """Make a call and return the JSON that the server answers (None for an empty body).
@@ -208,7 +206,7 @@ class JsonApi:
             # Uploads take long, as submits do: one slot is left for what is asked meanwhile.
             async with calls_in_flight(self._account, repeatable=call.repeatable and not (call.upload or call.files)):
                 with anyio.fail_after(self._seconds_for_one_try(call)):
-                    return await self._client().send(request)
+                    response = await self._client().send(request)
         except (httpx.LocalProtocolError, UnicodeEncodeError):
             failure: Exception = ConfigurationError(  # its own words would repeat the header
                 f"{call}: what stands for {self.username!r} at {self.base_url} (a token, a password, a preference) "
@@ -217,8 +215,11 @@ class JsonApi:
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
             failure = self._not_connected(call, error)
         except (httpx.RequestError, TimeoutError) as error:
-            what = f"no usable answer from {self.base_url} ({_cause(error)})."
+            what = f"no usable answer from {self.base_url} ({cause(error)})."
             failure = ServiceUnavailable(f"{call}: {what}", method=call.method, path=call.path)
+        else:
+            self._ahead = server_time(response) - datetime.now(timezone.utc)
+            return response
         # Outside of `except`: httpx's errors hold the request with its secrets, and would be kept as a context.
         may_repeat = isinstance(failure, ServiceUnavailable) and (call.repeatable or not failure.sent)
         raise Repeat(failure) if isinstance(failure, ServiceUnavailable) and may_repeat else failure
@@ -230,14 +231,14 @@ class JsonApi:
     def _not_connected(self, call: Call, error: httpx.TransportError) -> RequestFailed:
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
             return RequestFailed(
-                f"{call}: the certificate of {self.base_url} is not trusted ({_cause(error)}). Nothing was sent. If "
+                f"{call}: the certificate of {self.base_url} is not trusted ({cause(error)}). Nothing was sent. If "
                 "the site has a certificate authority of its own, give its certificates: `ca_certificates` of a "
                 "UNICORE site's block, or a file named by SSL_CERT_FILE where the flow runs.",
                 method=call.method,
                 path=call.path,
             )
         return ServiceUnavailable(
-            f"{call}: no connection to {self.base_url} ({_cause(error)}). Nothing was sent. Check the URL and the "
+            f"{call}: no connection to {self.base_url} ({cause(error)}). Nothing was sent. Check the URL and the "
             "network.",
             method=call.method,
             path=call.path,
@@ -265,13 +266,15 @@ class JsonApi:
     def _judged(self, response: httpx.Response, call: Call) -> Exception:
         status = response.status_code
         if status == 429:
-            error = self._error(ServiceUnavailable, call, response, "asks to slow down", sent=False)
-            return Repeat(error, retry_after(response))
+            again = retry_after(response)
+            error = self._error(ServiceUnavailable, call, response, "asks to slow down", sent=False, retry_after=again)
+            return Repeat(error, again)
         if response.is_redirect:
             return self._error(ServiceUnavailable, call, response, "sends us elsewhere, which we do not follow")
         if status >= 500 or status in (408, 425):
-            error = self._error(ServiceUnavailable, call, response, "could not answer")
-            return Repeat(error, retry_after(response)) if call.repeatable else error
+            again = retry_after(response)
+            error = self._error(ServiceUnavailable, call, response, "could not answer", retry_after=again)
+            return Repeat(error, again) if call.repeatable else error
         if status == 401:
             return self._error(LoginRefused, call, response, f"refused the login of {self.username!r}")
         if status == 404:
@@ -282,7 +285,7 @@ class JsonApi:
         self, kind: type[RequestFailed], call: Call, response: httpx.Response, what: str, **more: Any
     ) -> RequestFailed:
         told = response.request.headers.get("Authorization", "").partition(" ")[2]
-        detail = _shortened(_hidden(self._explained(response), [told, *call.hide]))
+        detail = shortened(hidden(self._explained(response), [told, *call.hide]))
         message = f"{call}: {self.name} {what} (HTTP {response.status_code}: {detail.rstrip('.')})."
         return kind(message, method=call.method, path=call.path, status=response.status_code, detail=detail, **more)
 
@@ -321,80 +324,3 @@ def _say_pause(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
     if seconds >= _SECONDS_WORTH_A_LINE and isinstance(error, Repeat):
         run_logger().warning("%s Asking again in %.0f s.", error.error, seconds)
-
-
-def retry_after(response: httpx.Response) -> float | None:
-    """Seconds that a server asks to wait.
-
-    From the header Retry-After in either of its forms (RFC 9110, 10.2.3), or from RateLimit-Reset, which some gateways
-    send instead.
-    """
-    told = (response.headers.get("Retry-After") or response.headers.get("RateLimit-Reset", "")).strip()
-    if told.isdigit():
-        return float(told)
-    until = _http_date(told)
-    return max(0.0, (until - server_time(response)).total_seconds()) if until else None
-
-
-def server_time(response: httpx.Response) -> datetime:
-    """The server's clock when it answered; ours where it does not say."""
-    return _http_date(response.headers.get("Date", "")) or datetime.now(timezone.utc)
-
-
-def _http_date(text: str) -> datetime | None:
-    """A date of HTTP, which is in UTC whether it says so or not."""
-    try:
-        date = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    return date if date.tzinfo else date.replace(tzinfo=timezone.utc)
-
-
-def explanation(response: httpx.Response) -> str:
-    """What a server said of an error, from the forms that servers in this field use.
-
-    FastAPI: `detail`, a text or a list of findings (never with the input that it repeats). MLflow, FirecREST and the
-    compute backend: `message`. UNICORE: `errorMessage`. Identity providers: `error_description`. A gateway: an HTML
-    page, of which the title is shown.
-    """
-    nothing = response.reason_phrase or "no explanation"
-    try:
-        body = response.json()
-    except ValueError:
-        return _page_title(response.text).strip() or nothing
-    if isinstance(body, dict):
-        known = (body.get(name) for name in ("detail", "message", "errorMessage", "error_description", "error"))
-        body = next((text for text in known if text and isinstance(text, str | list)), "")
-    if isinstance(body, list):
-        body = "; ".join(_finding(item) for item in body)
-    return str(body).strip() or nothing
-
-
-def _finding(item: Any) -> str:
-    if not isinstance(item, dict):
-        return str(item)
-    place = ".".join(str(part) for part in item.get("loc", []) if part != "body")
-    return f"{place}: {item.get('msg', 'invalid')}" if place else str(item.get("msg", "invalid"))
-
-
-def _page_title(text: str) -> str:
-    if "<" not in text:
-        return text
-    title = re.search(r"<title[^>]*>(.*?)</title>", text, re.IGNORECASE | re.DOTALL)
-    return f"{HTML_PAGE}, {title.group(1).strip()!r}" if title else HTML_PAGE
-
-
-def _hidden(text: str, secrets: Sequence[str]) -> str:
-    for secret in secrets:
-        if secret:
-            text = re.sub(re.escape(secret), "***", text, flags=re.IGNORECASE)
-    return text
-
-
-def _shortened(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= MAX_DETAIL else f"{line[:MAX_DETAIL]}…"
-
-
-def _cause(error: BaseException) -> str:
-    return str(error) or type(error).__name__

@@ -136,6 +136,7 @@ class ServiceUnavailable(RequestFailed):
 
     Attributes:
         sent: Whether the request may have reached the server, so that it may have acted on it.
+        retry_after: Seconds for which the server asked not to be asked again, where it did.
     """
 
     def __init__(
@@ -147,9 +148,10 @@ class ServiceUnavailable(RequestFailed):
         status: int | None = None,
         detail: str = "",
         sent: bool = True,
+        retry_after: float | None = None,
     ) -> None:
         super().__init__(message, method=method, path=path, status=status, detail=detail)
-        self.sent = sent
+        self.sent, self.retry_after = sent, retry_after
 
 
 class SubmitError(MantikError):

@@ -42,7 +42,7 @@ from prefect_mantik.runs import (
 )
 from prefect_mantik.sites.base import Site
 from prefect_mantik.sites.opening import AnySite, remember, site_of
-from prefect_mantik.waiting.poller import wait_until_ended
+from prefect_mantik.waiting.waits import wait_until_ended
 
 OnTimeout = Literal["leave", "cancel"]
 """What becomes of jobs when the caller's own timeout passes."""

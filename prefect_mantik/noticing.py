@@ -7,19 +7,23 @@ was started by hand, and a process whose waits sit in threads is only killed aft
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from asyncio import sleep
 from collections.abc import Coroutine, Sequence
+from time import monotonic
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.events import Event
 from prefect.exceptions import Abort
 from prefect.runtime import flow_run as runtime_flow_run
 from prefect.states import Cancelled
 
 from prefect_mantik import cancelling
+from prefect_mantik.event_stream import CANCELS, EventStream, event_stream
 from prefect_mantik.ledger import root_flow_run_id
 from prefect_mantik.log import run_logger
 from prefect_mantik.loop import per_process
@@ -29,7 +33,10 @@ from prefect_mantik.sites.opening import site_of
 T = TypeVar("T")
 
 NOTICE = 30.0
-"""Seconds between two looks at the state of the own flow run."""
+"""Seconds between two looks at the state of the own flow run, where Prefect's event stream is not heard."""
+
+NOTICE_BESIDE = 1200.0
+"""Seconds between two looks beside the event stream, which may lose an event."""
 
 KILLED_WITHIN = 90.0
 """Seconds that a wait gives the worker to end this process, after it ended the runs."""
@@ -113,15 +120,41 @@ async def _end_runs_if_cancelled(handles: Sequence[RunHandle]) -> None:
 
 
 async def _noticed() -> CancelledFlow:
-    while True:
-        await sleep(NOTICE * random.uniform(0.8, 1.0))  # noqa: S311  # jitter
-        try:
-            cancelled = await _cancelled()
-        except Exception as error:  # noqa: BLE001  # a Prefect that is away must not end a wait of days
-            run_logger().debug("Whether the flow run was cancelled is not known: %s", error)
-            continue
-        if cancelled:
-            return cancelled
+    heard = asyncio.Event()
+    stream = event_stream()
+    stop = stream.listen(CANCELS, lambda event: heard.set() if _is_of_own_flow_run(event) else None)
+    try:
+        while True:
+            await _until_it_is_time(heard, stream)
+            heard.clear()
+            try:
+                cancelled = await _cancelled()
+            except Exception as error:  # noqa: BLE001  # a Prefect that is away must not end a wait of days
+                run_logger().debug("Whether the flow run was cancelled is not known: %s", error)
+                continue
+            if cancelled:
+                return cancelled
+    finally:
+        stop()
+
+
+async def _until_it_is_time(heard: asyncio.Event, stream: EventStream) -> None:
+    """Until a cancel is heard, or a look is due: often only as long as nothing can be heard."""
+    began = monotonic()
+    jitter = random.uniform(0.8, 1.0)  # noqa: S311
+    while not heard.is_set():
+        left = began + jitter * (NOTICE_BESIDE if stream.connected else NOTICE) - monotonic()
+        if left <= 0:
+            return
+        with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
+            await asyncio.wait_for(heard.wait(), min(left, NOTICE))
+
+
+def _is_of_own_flow_run(event: Event) -> bool:
+    """Whether an event is of the flow run that executes here, or of its root, which is not known at first."""
+    executing = UUID(str(runtime_flow_run.id))
+    own = {executing, _roots().get(executing, executing)}
+    return executing not in _roots() or any(event.resource.id == f"prefect.flow-run.{id}" for id in own)
 
 
 async def _cancelled() -> CancelledFlow | None:

@@ -215,6 +215,7 @@ class Reason(str, Enum):
     PAUSED = "PAUSED"
     STUCK = "STUCK"
     UNTOLD = "UNTOLD"
+    UNREADABLE = "UNREADABLE"
 
     def __str__(self) -> str:
         return self.value
@@ -225,14 +226,17 @@ class RunStatus(BaseModel):
 
     Attributes:
         state: In our words.
-        reason: Why, where the site tells; UNTOLD where a run ended badly and it does not.
+        reason: Why, where the site tells; UNTOLD where a run ended badly and it does not; UNREADABLE where what it
+            tells of an unknown state cannot be read.
         site_word: The site's own word for the state.
         message: What else the site says of it.
         exit_code: Of the job, where the site tells.
         queued_at: When the site took the run.
         started_at: When the job began to run.
         ended_at: When it ended.
-        observed_at: When we asked.
+        observed_at: When we asked, by the clock of whoever told the other times.
+        expected_at: When the site expects the next change, by the same clock: the start of a job that waits, the end
+            of the time limit of one that runs.
         life_at: The newest trace that the run itself left (a metric, a start, an end).
     """
 
@@ -247,6 +251,7 @@ class RunStatus(BaseModel):
     started_at: datetime | None = None
     ended_at: datetime | None = None
     observed_at: datetime
+    expected_at: datetime | None = None
     life_at: datetime | None = None
 
     def describe(self) -> str:

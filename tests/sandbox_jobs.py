@@ -64,7 +64,12 @@ def mantik_site(sandbox: SandboxProcess, name: str = "alder", **fields: Any) -> 
         connection_id=env[f"MANTIK_CONNECTION_ID_{name.upper()}"],
         credentials=fields.pop("credentials", None) or credentials(sandbox),
     )
-    given = {"connection": connection, "backend_config": {**where, "Resources": resources}, "settle": 1.2}
+    given = {
+        "connection": connection,
+        "backend_config": {**where, "Resources": resources},
+        "settle": 1.2,
+        "poll_shortest": 1.0,
+    }
     return MantikSite(**{**given, **fields})
 
 
@@ -78,6 +83,7 @@ def unicore_site(url: str, username: str, password: str, **fields: Any) -> Unico
         "login": UnicoreCredentials(username=username, password=password),
         "backend_config": config,
         "settle": 1.2,
+        "poll_shortest": 1.0,
     }
     return UnicoreSite(**{**given, **fields})
 
@@ -99,6 +105,7 @@ def firecrest_site(sandbox: SandboxProcess, system: str = "cedar", **fields: Any
         "root": env["MANTIK_SANDBOX_CEDAR_ROOT"],
         "backend_config": config,
         "settle": 1.2,
+        "poll_shortest": 1.0,
     }
     return FirecrestSite(**{**given, **fields})
 

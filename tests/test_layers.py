@@ -17,7 +17,18 @@ ROOT = Path(prefect_mantik.__file__).parent
 
 LEVELS = (
     {"errors"},
-    {"runs", "results", "environment", "foreign_credentials", "backend_config", "mlproject", "log", "loop"},
+    {
+        "responses",
+        "event_stream",
+        "runs",
+        "results",
+        "environment",
+        "foreign_credentials",
+        "backend_config",
+        "mlproject",
+        "log",
+        "loop",
+    },
     {"api", "git"},
     {"staging"},
     {"platform", "unicore", "firecrest"},

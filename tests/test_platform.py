@@ -18,11 +18,12 @@ import pytest
 from pydantic import SecretStr
 
 from prefect_mantik import api
-from prefect_mantik.api import Call, JsonApi, explanation, retry_after, server_time
+from prefect_mantik.api import Call, JsonApi
 from prefect_mantik.errors import LoginRefused, NotFound, RequestFailed, ServiceUnavailable
 from prefect_mantik.loop import acall, http_client
 from prefect_mantik.platform import PlatformClient, tokens
 from prefect_mantik.platform.endpoints import ENDPOINTS, endpoints
+from prefect_mantik.responses import explanation, retry_after, server_time
 from prefect_mantik.sandbox.process import SandboxProcess
 
 CREATE, REFRESH = "/mantik/tokens/create", "/mantik/tokens/refresh"

@@ -52,7 +52,7 @@ class TracingSite(Site):
         self.posts += 1
         return str(attempt)
 
-    async def _ask(self, handles: Sequence[RunHandle]) -> dict[RunHandle, RunStatus]:
+    async def ask(self, handles: Sequence[RunHandle]) -> dict[RunHandle, RunStatus]:
         states = [*self.states, RunState.SCHEDULED]
         return {
             handle: RunStatus(state=states[handle.attempt - 1], observed_at=datetime.now(timezone.utc))
@@ -127,7 +127,7 @@ async def test_a_run_that_was_finished_while_we_stood_still_ends_our_job() -> No
             self.traced = [handle(key, 1, "theirs"), handle(key, 1, "ours")]
             return "ours"
 
-        async def _ask(self, handles: Sequence[RunHandle]) -> dict[RunHandle, RunStatus]:
+        async def ask(self, handles: Sequence[RunHandle]) -> dict[RunHandle, RunStatus]:
             now = datetime.now(timezone.utc)
             states = {"theirs": RunState.FINISHED, "ours": RunState.SCHEDULED}
             return {one: RunStatus(state=states[one.remote_id], observed_at=now) for one in handles}

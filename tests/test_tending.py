@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -13,22 +14,20 @@ import pytest
 from prefect_mantik.errors import ConfigurationError, LoginRefused, ServiceUnavailable
 from prefect_mantik.runs import Reason, RunHandle, RunState, RunStatus
 from prefect_mantik.sites.base import Site
-from prefect_mantik.waiting import poller
-from prefect_mantik.waiting.poller import wait_until_ended
-from tests.test_waiting import START, Clock, ScriptedSite, handle, no_reopen
+from prefect_mantik.waiting import tending, waits
+from prefect_mantik.waiting.waits import wait_until_ended
+from tests.test_waiting import ScriptedSite, handle, no_reopen
+from tests.virtual_clock import START, VirtualClock
 
 Tend = Callable[[Mapping[RunHandle, RunStatus]], Awaitable[float | None]]
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(poller, "sleep", made.sleep)
-    monkeypatch.setattr(poller, "monotonic", lambda: made.now)
-    return made
+def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualClock:
+    return VirtualClock().install(monkeypatch)
 
 
-def site_that(tend: Tend, clock: Clock, script: dict[float, RunStatus | str], **attributes: Any) -> ScriptedSite:
+def site_that(tend: Tend, clock: VirtualClock, script: dict[float, RunStatus | str], **attributes: Any) -> ScriptedSite:
     return ScriptedSite(clock, script, tend=tend, **attributes)
 
 
@@ -72,7 +71,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     ids=lambda error: type(error).__name__,
 )
 async def test_help_that_fails_ends_no_wait_and_is_said_once(
-    clock: Clock, caplog: pytest.LogCaptureFixture, error: Exception
+    clock: VirtualClock, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     site = site_that(raising(error), clock, {0: "SCHEDULED", 900: "RUNNING", 1800: "FINISHED"})
     with caplog.at_level(logging.INFO):
@@ -82,17 +81,17 @@ async def test_help_that_fails_ends_no_wait_and_is_said_once(
     assert said.removeprefix("training run 'train-0' at alder: ") == (str(error) or "no answer in time")
 
 
-async def test_other_trouble_is_said_anew(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+async def test_other_trouble_is_said_anew(clock: VirtualClock, caplog: pytest.LogCaptureFixture) -> None:
     tend = raising(ServiceUnavailable("first"), ServiceUnavailable("first"), ServiceUnavailable("second"))
     await wait_until_ended({handle(): site_that(tend, clock, {0: "RUNNING", 900: "FINISHED"})}, reopen=no_reopen)
     assert [said.rpartition(": ")[2] for said in warnings(caplog)] == ["first", "second"]
 
 
 async def test_help_that_hangs_holds_up_the_end_of_a_wait_no_longer_than_its_time(
-    clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    clock: VirtualClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of ten runs, together."""
-    monkeypatch.setattr(poller, "TEND_TIMEOUT", 0.2)
+    monkeypatch.setattr(tending, "TEND_TIMEOUT", 0.2)
     site = site_that(hanging, clock, {0: "FINISHED"})
     began = time.monotonic()
     statuses = await wait_until_ended({handle(number): site for number in range(10)}, reopen=no_reopen)
@@ -102,15 +101,15 @@ async def test_help_that_hangs_holds_up_the_end_of_a_wait_no_longer_than_its_tim
 
 
 async def test_help_that_hangs_each_time_is_said_once(
-    clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    clock: VirtualClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(poller, "TEND_TIMEOUT", 0.02)
+    monkeypatch.setattr(tending, "TEND_TIMEOUT", 0.02)
     site = site_that(hanging, clock, {0: "SCHEDULED", 900: "FINISHED"})
     await wait_until_ended({handle(): site}, reopen=no_reopen)
     assert warnings(caplog) == ["training run 'train-0' at alder: no answer in time"]
 
 
-async def test_help_for_one_run_that_fails_is_no_harm_to_the_others(clock: Clock) -> None:
+async def test_help_for_one_run_that_fails_is_no_harm_to_the_others(clock: VirtualClock) -> None:
     helped: set[str] = set()
 
     async def tend(statuses: Mapping[RunHandle, RunStatus]) -> float | None:
@@ -125,7 +124,7 @@ async def test_help_for_one_run_that_fails_is_no_harm_to_the_others(clock: Clock
     assert helped == {"0", "2"}
 
 
-async def test_an_end_is_tended_once_and_an_unknown_state_is_handed_on(clock: Clock) -> None:
+async def test_an_end_is_tended_once_and_an_unknown_state_is_handed_on(clock: VirtualClock) -> None:
     seen: list[RunState] = []
 
     async def tend(statuses: Mapping[RunHandle, RunStatus]) -> float | None:
@@ -140,47 +139,67 @@ async def test_an_end_is_tended_once_and_an_unknown_state_is_handed_on(clock: Cl
     assert seen[-1] is RunState.FINISHED
 
 
-# --- When to ask again ----------------------------------------------------------------------------------------------
+# --- When to help again ---------------------------------------------------------------------------------------------
 
 
-async def test_the_pause_is_no_longer_than_a_site_wants_it(clock: Clock) -> None:
+def counting(seconds: float | None, clock: VirtualClock, helped: list[float]) -> Tend:
+    async def tend(_: Mapping[RunHandle, RunStatus]) -> float | None:
+        helped.append(clock.now)
+        return seconds
+
+    return tend
+
+
+def gaps(moments: list[float]) -> list[float]:
+    return [after - before for before, after in itertools.pairwise(moments)]
+
+
+async def test_a_site_helps_as_soon_as_it_wants_to_and_is_asked_no_more_often(clock: VirtualClock) -> None:
     """A token that lives for seconds is handed on in time, also after hours in the queue."""
-    site = site_that(again_after(2.0), clock, {0: "SCHEDULED", 3600: "FINISHED"})
+    helped: list[float] = []
+    site = site_that(counting(2.0, clock, helped), clock, {0: "SCHEDULED", 3600: "FINISHED"})
     await wait_until_ended({handle(): site}, reopen=no_reopen)
-    assert max(clock.sleeps) <= 2.0
-    assert min(clock.sleeps) >= 0.8 * poller.SHORTEST
+    assert max(gaps(helped)) <= 2.0
+    assert site.polls < 100
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.001, -5.0])
-async def test_a_site_that_wants_to_be_asked_at_once_is_not_asked_all_the_time(clock: Clock, seconds: float) -> None:
-    site = site_that(again_after(seconds), clock, {0: "SCHEDULED", 300: "FINISHED"})
+async def test_a_site_that_wants_to_help_at_once_does_not_help_all_the_time(
+    clock: VirtualClock, seconds: float
+) -> None:
+    helped: list[float] = []
+    site = site_that(counting(seconds, clock, helped), clock, {0: "SCHEDULED", 300: "FINISHED"})
     await wait_until_ended({handle(): site}, reopen=no_reopen)
-    assert min(clock.sleeps) >= 0.8 * poller.SHORTEST
+    assert len(helped) <= clock.now / tending.SHORTEST + site.polls + 1
 
 
 @pytest.mark.parametrize("seconds", [None, 12 * 3600.0])
-async def test_a_site_that_has_time_leaves_the_pause_as_it_is(clock: Clock, seconds: float | None) -> None:
-    site = site_that(again_after(seconds), clock, {0: "SCHEDULED", 3600: "FINISHED"})
+async def test_a_site_that_has_time_is_called_with_news_or_each_minute(
+    clock: VirtualClock, seconds: float | None
+) -> None:
+    helped: list[float] = []
+    site = site_that(counting(seconds, clock, helped), clock, {0: "SCHEDULED", 3600: "FINISHED"})
     await wait_until_ended({handle(): site}, reopen=no_reopen)
-    assert 30 < max(clock.sleeps) <= 1.2 * poller.LONGEST
-    assert site.polls < 150
+    assert 30 < max(gaps(helped)) <= 132
+    assert site.polls < 100
 
 
-async def test_of_several_runs_the_one_in_a_hurry_counts(clock: Clock) -> None:
+async def test_of_several_runs_each_is_helped_when_its_site_wants_to(clock: VirtualClock) -> None:
     script: dict[float, RunStatus | str] = {0: "SCHEDULED", 3600: "FINISHED"}
+    hurried: list[float] = []
     sites = {
         handle(0): site_that(again_after(None), clock, script),
-        handle(1): site_that(again_after(5.0), clock, script),
+        handle(1): site_that(counting(5.0, clock, hurried), clock, script),
         handle(2): site_that(raising(ServiceUnavailable("no")), clock, script),
     }
     await wait_until_ended(sites, reopen=no_reopen)
-    assert max(clock.sleeps) <= 5.0
+    assert max(gaps(hurried)) < 5.1
 
 
 # --- Held jobs ------------------------------------------------------------------------------------------------------
 
 
-async def test_a_job_that_is_held_does_not_make_its_site_be_opened_anew(clock: Clock) -> None:
+async def test_a_job_that_is_held_does_not_make_its_site_be_opened_anew(clock: VirtualClock) -> None:
     """It is PAUSED as a refused login is, but its state is known."""
     held = RunStatus(state=RunState.SCHEDULED, reason=Reason.PAUSED, site_word="UNDEFINED", observed_at=START)
     site = ScriptedSite(clock, {0: "RUNNING", 60: held, 600: "FINISHED"})
@@ -195,7 +214,7 @@ async def test_a_job_that_is_held_does_not_make_its_site_be_opened_anew(clock: C
     assert reopened == []
 
 
-async def test_the_books_of_a_run_that_ended_are_tried_again(clock: Clock) -> None:
+async def test_the_books_of_a_run_that_ended_are_tried_again(clock: VirtualClock) -> None:
     """Prefect, or MLflow, is away at the moment when it ends."""
     tried: list[RunState] = []
 
@@ -210,9 +229,9 @@ async def test_the_books_of_a_run_that_ended_are_tried_again(clock: Clock) -> No
     assert tried == [RunState.FINISHED] * 3
 
 
-async def test_books_that_stay_open_are_no_time_out(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(poller, "_ONE_ROUND", 0.1)
-    monkeypatch.setattr(poller, "TEND_TIMEOUT", 5.0)
+async def test_books_that_stay_open_are_no_time_out(clock: VirtualClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waits, "ONE_ROUND", 0.1)
+    monkeypatch.setattr(tending, "TEND_TIMEOUT", 5.0)
     site = site_that(hanging, clock, {0: "FINISHED"})
     statuses = await wait_until_ended({handle(): site}, reopen=no_reopen, timeout=0.3)
     assert statuses[handle()].state is RunState.FINISHED

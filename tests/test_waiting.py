@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
+import itertools
 import logging
 import time
 from collections.abc import Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -14,34 +14,14 @@ import pytest
 from prefect_mantik.errors import BlockInvalid, SiteSilent, WaitTimeout
 from prefect_mantik.runs import Reason, RunHandle, RunState, RunStatus
 from prefect_mantik.sites.base import Site
-from prefect_mantik.waiting import poller
-from prefect_mantik.waiting.poller import wait_until_ended
-
-START = datetime(2026, 1, 1, tzinfo=timezone.utc)
-
-
-class Clock:
-    """Virtual time: sleeping moves it, and nothing else."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.sleeps: list[float] = []
-
-    async def sleep(self, seconds: float) -> None:
-        self.sleeps.append(seconds)
-        self.now += seconds
-        await asyncio.sleep(0)
-
-    def time(self) -> datetime:
-        return START + timedelta(seconds=self.now)
+from prefect_mantik.waiting import waits
+from prefect_mantik.waiting.waits import wait_until_ended
+from tests.virtual_clock import START, VirtualClock
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(poller, "sleep", made.sleep)
-    monkeypatch.setattr(poller, "monotonic", lambda: made.now)
-    return made
+def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualClock:
+    return VirtualClock().install(monkeypatch)
 
 
 class ScriptedSite(Site):
@@ -52,9 +32,10 @@ class ScriptedSite(Site):
     capabilities = frozenset()
 
     def __init__(
-        self, clock: Clock, script: dict[float, RunStatus | str], account: str = "one", **attributes: Any
+        self, clock: VirtualClock, script: dict[float, RunStatus | str], account: str = "one", **attributes: Any
     ) -> None:
         self.clock, self.script, self._account, self.polls = clock, script, account, 0
+        self.asked_at: list[float] = []
         for attribute, value in attributes.items():
             setattr(self, attribute, value)
 
@@ -62,8 +43,14 @@ class ScriptedSite(Site):
     def account(self) -> str:
         return self._account
 
-    async def poll(self, handles: Sequence[RunHandle]) -> dict[RunHandle, RunStatus]:
+    @property
+    def gaps(self) -> list[float]:
+        """Seconds between two polls."""
+        return [after - before for before, after in itertools.pairwise(self.asked_at)]
+
+    async def ask(self, handles: Sequence[RunHandle]) -> dict[RunHandle, RunStatus]:
         self.polls += 1
+        self.asked_at.append(self.clock.now)
         now = [said for at, said in sorted(self.script.items()) if at <= self.clock.now][-1]
         return {handle: self._status(now) for handle in handles}
 
@@ -81,7 +68,7 @@ class ScriptedSite(Site):
     async def post(self, *_: Any) -> None:
         raise AssertionError
 
-    find = list = _ask = cancel = read_log = check = post  # type: ignore[assignment]
+    find = list = cancel = read_log = check = post  # type: ignore[assignment]
 
 
 ScriptedSite.__abstractmethods__ = frozenset()
@@ -107,7 +94,9 @@ def unknown(why: str, reason: Reason | None = None) -> RunStatus:
     return RunStatus(state=RunState.UNKNOWN, site_word=why, reason=reason, observed_at=START)
 
 
-async def test_only_changes_are_logged_with_queue_and_run_times(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+async def test_only_changes_are_logged_with_queue_and_run_times(
+    clock: VirtualClock, caplog: pytest.LogCaptureFixture
+) -> None:
     site = ScriptedSite(clock, {0: "SCHEDULED", 90: "RUNNING", 4000: "FINISHED"})
     with caplog.at_level(logging.INFO):
         statuses = await wait_until_ended({handle(): site}, reopen=no_reopen)
@@ -119,15 +108,15 @@ async def test_only_changes_are_logged_with_queue_and_run_times(clock: Clock, ca
     assert statuses[handle()].state is RunState.FINISHED
 
 
-async def test_the_interval_grows_to_a_minute(clock: Clock) -> None:
+async def test_the_interval_grows_to_a_minute(clock: VirtualClock) -> None:
     site = ScriptedSite(clock, {0: "RUNNING", 3600: "FINISHED"})
     await wait_until_ended({handle(): site}, reopen=no_reopen)
-    assert min(clock.sleeps) >= 0.8 * poller.SHORTEST
-    assert max(clock.sleeps) <= 1.2 * poller.LONGEST
-    assert site.polls < 150
+    assert 4.5 <= min(site.gaps) < 6
+    assert 54 < max(site.gaps) <= 66
+    assert site.polls < 100
 
 
-async def test_runs_of_one_account_share_a_poll(clock: Clock) -> None:
+async def test_runs_of_one_account_share_a_poll(clock: VirtualClock) -> None:
     site = ScriptedSite(clock, {0: "RUNNING", 600: "FINISHED"})
     other = ScriptedSite(clock, {0: "RUNNING", 600: "FINISHED"}, account="two")
     runs = {handle(number): site for number in range(50)} | {handle(50): other}
@@ -137,7 +126,9 @@ async def test_runs_of_one_account_share_a_poll(clock: Clock) -> None:
     assert other.polls < 120
 
 
-async def test_hours_of_outage_are_ridden_out_with_two_lines(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+async def test_hours_of_outage_are_ridden_out_with_two_lines(
+    clock: VirtualClock, caplog: pytest.LogCaptureFixture
+) -> None:
     site = ScriptedSite(
         clock, {0: "RUNNING", 600: unknown("GET /x: no answer."), 6 * 3600: "RUNNING", 7 * 3600: "FINISHED"}
     )
@@ -150,7 +141,7 @@ async def test_hours_of_outage_are_ridden_out_with_two_lines(clock: Clock, caplo
     assert "can be asked again after" in lines[2]
 
 
-async def test_a_requeued_run_may_go_backwards(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_requeued_run_may_go_backwards(clock: VirtualClock, caplog: pytest.LogCaptureFixture) -> None:
     site = ScriptedSite(clock, {0: "RUNNING", 60: "SCHEDULED", 120: "RUNNING", 180: "FINISHED"})
     with caplog.at_level(logging.INFO):
         await wait_until_ended({handle(): site}, reopen=no_reopen)
@@ -162,14 +153,16 @@ async def test_a_requeued_run_may_go_backwards(clock: Clock, caplog: pytest.LogC
     ]
 
 
-async def test_a_refused_login_pauses_until_the_block_changes(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_refused_login_pauses_until_the_block_changes(
+    clock: VirtualClock, caplog: pytest.LogCaptureFixture
+) -> None:
     locked = ScriptedSite(clock, {0: unknown("login refused", Reason.PAUSED)})
-    unlocked = ScriptedSite(clock, {0: "FINISHED"})
+    unlocked = ScriptedSite(clock, {0: "FINISHED"}, account="with the new password")
     reopened: list[float] = []
 
     async def reopen(_: RunHandle) -> Site:
         reopened.append(clock.now)
-        return unlocked if clock.now > 100 else locked
+        return unlocked if clock.now > 250 else locked
 
     with caplog.at_level(logging.INFO):
         statuses = await wait_until_ended({handle(): locked}, reopen=reopen)
@@ -178,7 +171,7 @@ async def test_a_refused_login_pauses_until_the_block_changes(clock: Clock, capl
     assert len(reopened) > 3
 
 
-async def test_no_sign_of_life_warns_once_and_goes_on(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+async def test_no_sign_of_life_warns_once_and_goes_on(clock: VirtualClock, caplog: pytest.LogCaptureFixture) -> None:
     site = ScriptedSite(clock, {0: "RUNNING", 9000: "FINISHED"}, silence_warning=1800.0)
     await wait_until_ended({handle(): site}, reopen=no_reopen)
     warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
@@ -187,7 +180,7 @@ async def test_no_sign_of_life_warns_once_and_goes_on(clock: Clock, caplog: pyte
     assert "http://mlflow/0" in warnings[0]
 
 
-async def test_metrics_are_signs_of_life(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+async def test_metrics_are_signs_of_life(clock: VirtualClock, caplog: pytest.LogCaptureFixture) -> None:
     script: dict[float, RunStatus | str] = {
         float(at): RunStatus(state=RunState.RUNNING, observed_at=START, life_at=START + timedelta(seconds=at))
         for at in range(0, 9000, 900)
@@ -197,7 +190,7 @@ async def test_metrics_are_signs_of_life(clock: Clock, caplog: pytest.LogCapture
     assert [record.message for record in caplog.records if record.levelno == logging.WARNING] == []
 
 
-async def test_an_outage_is_no_silence(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_outage_is_no_silence(clock: VirtualClock, caplog: pytest.LogCaptureFixture) -> None:
     script: dict[float, RunStatus | str] = {0: "RUNNING", 300: unknown("down"), 8000: "RUNNING", 8500: "FINISHED"}
     site = ScriptedSite(clock, script, silence_warning=1800.0, silence_limit=3600.0)
     statuses = await wait_until_ended({handle(): site}, reopen=no_reopen)
@@ -205,7 +198,7 @@ async def test_an_outage_is_no_silence(clock: Clock, caplog: pytest.LogCaptureFi
     assert not [record for record in caplog.records if "no sign of life" in record.message]
 
 
-async def test_a_site_that_cannot_be_reopened_is_no_end(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_site_that_cannot_be_reopened_is_no_end(clock: VirtualClock, caplog: pytest.LogCaptureFixture) -> None:
     locked = ScriptedSite(clock, {0: unknown("login refused", Reason.PAUSED)})
 
     async def reopen(_: RunHandle) -> Site:
@@ -218,7 +211,7 @@ async def test_a_site_that_cannot_be_reopened_is_no_end(clock: Clock, caplog: py
     assert len([record for record in caplog.records if "only asterisks" in record.message]) == 1
 
 
-async def test_silence_of_one_does_not_lose_the_others(clock: Clock) -> None:
+async def test_silence_of_one_does_not_lose_the_others(clock: VirtualClock) -> None:
     silent = ScriptedSite(clock, {0: "RUNNING"}, silence_limit=3600.0)
     busy = ScriptedSite(clock, {0: "RUNNING", 20_000: "FINISHED"}, account="two")
     with pytest.raises(SiteSilent) as caught:
@@ -228,11 +221,11 @@ async def test_silence_of_one_does_not_lose_the_others(clock: Clock) -> None:
 
 
 async def test_a_timeout_of_nothing_still_asks_once() -> None:
-    site = ScriptedSite(Clock(), {0: "FINISHED"})
+    site = ScriptedSite(VirtualClock(), {0: "FINISHED"})
     assert len(await wait_until_ended({handle(): site}, reopen=no_reopen, timeout=0)) == 1
 
 
-async def test_the_silence_limit_stops_and_asks(clock: Clock) -> None:
+async def test_the_silence_limit_stops_and_asks(clock: VirtualClock) -> None:
     site = ScriptedSite(clock, {0: "RUNNING"}, silence_limit=3600.0)
     with pytest.raises(SiteSilent, match="no sign of life for .* the job was left alone") as caught:
         await wait_until_ended({handle(): site}, reopen=no_reopen)
@@ -240,9 +233,8 @@ async def test_the_silence_limit_stops_and_asks(clock: Clock) -> None:
 
 
 async def test_a_timeout_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(poller, "SHORTEST", 0.05)
-    monkeypatch.setattr(poller, "_ONE_ROUND", 0.1)
-    clock = Clock()
+    monkeypatch.setattr(waits, "ONE_ROUND", 0.1)
+    clock = VirtualClock()
     done, running = ScriptedSite(clock, {0: "FINISHED"}), ScriptedSite(clock, {0: "RUNNING"}, account="two")
     began = time.monotonic()
     with pytest.raises(WaitTimeout, match="1 of 2 training runs had not ended after 0 s: ") as caught:
@@ -252,7 +244,7 @@ async def test_a_timeout_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_run_that_will_not_start_is_said_once_for_each_cause(
-    clock: Clock, caplog: pytest.LogCaptureFixture
+    clock: VirtualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     def stuck(why: str) -> RunStatus:
         return RunStatus(state=RunState.SCHEDULED, reason=Reason.STUCK, message=why, observed_at=START)

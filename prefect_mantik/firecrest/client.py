@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Literal, TypeVar
 
 import httpx
@@ -54,8 +55,13 @@ class FirecrestClient:
         self._soon = Requests(api, login, tls, POLL_TIMEOUT)
         self._patient = Requests(api, login, tls, PATIENT_TIMEOUT)
         self._late = Requests(api, login, tls, _LATE_TIMEOUT)
+        self._api = api
         self._about: System | None = None
         self._asking = SingleFlight()
+
+    def now(self) -> datetime:
+        """The server's clock."""
+        return self._api.now()
 
     # --- The system -------------------------------------------------------------------------------------------------
 

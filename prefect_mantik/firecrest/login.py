@@ -16,9 +16,10 @@ from urllib.parse import urlencode
 import httpx
 from pydantic import BaseModel, Field, SecretStr, ValidationError
 
-from prefect_mantik.api import HTML_PAGE, Call, JsonApi
+from prefect_mantik.api import Call, JsonApi
 from prefect_mantik.errors import LoginRefused, NotFound, RequestFailed, ServiceUnavailable
 from prefect_mantik.loop import VERIFIED, HideHeader, SingleFlight, Tls
+from prefect_mantik.responses import HTML_PAGE
 
 MARGIN = 40.0
 """Seconds before its end at which a token is replaced: a server refuses those with less than 30 s left."""

@@ -40,6 +40,7 @@ class JobTime(_Answer):
 
     start: int | None = None
     end: int | None = None
+    limit: int | None = None
 
 
 class Job(_Answer):
@@ -65,6 +66,14 @@ class Job(_Answer):
     def started_at(self) -> datetime | None:
         """When it began, by the batch system's clock."""
         return _moment(self.time.start)
+
+    @property
+    def expected_at(self) -> datetime | None:
+        """When it should begin, or reach its time limit, by the batch system's clock and guess."""
+        if "PENDING" in self.status.state.upper():
+            return self.started_at
+        start, limit = self.time.start, self.time.limit
+        return _moment(start + limit) if start and limit else None
 
     @property
     def ended_at(self) -> datetime | None:

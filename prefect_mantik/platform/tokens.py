@@ -12,12 +12,13 @@ from uuid import UUID
 import httpx
 from pydantic import SecretStr, ValidationError
 
-from prefect_mantik.api import HTML_PAGE, Call, JsonApi, server_time
+from prefect_mantik.api import Call, JsonApi
 from prefect_mantik.errors import LoginRefused, RequestFailed, ServiceUnavailable
 from prefect_mantik.log import run_logger
 from prefect_mantik.loop import SingleFlight
 from prefect_mantik.platform.endpoints import Endpoint
 from prefect_mantik.platform.schemas import TokenAnswer
+from prefect_mantik.responses import HTML_PAGE, server_time
 from prefect_mantik.results import LoginInfo
 
 MAX_MARGIN = 60.0

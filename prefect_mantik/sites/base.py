@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from datetime import datetime, timezone
 from enum import Enum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
@@ -47,12 +47,35 @@ class Finding(BaseModel):
     message: str = ""
 
 
+class Pace(NamedTuple):
+    """How often a site may be asked.
+
+    Attributes:
+        shortest: Seconds between two polls of a run, at least; 0: what the settings say.
+        longest: Seconds at most; 0: what the settings say.
+    """
+
+    shortest: float = 0.0
+    longest: float = 0.0
+
+
 def not_found(handle: RunHandle, words: str) -> RunStatus:
     """The status of a run of which the site says, asked by id, that it has none such: lost, but for a young one."""
     now = datetime.now(timezone.utc)
     young = handle.submitted_at is None or (now - handle.submitted_at).total_seconds() < FIRST_MINUTES
     state, reason = (RunState.UNKNOWN, None) if young else (RunState.LOST, Reason.LOST)
     return RunStatus(state=state, reason=reason, site_word=words, observed_at=now)
+
+
+def not_asked(error: Exception) -> RunStatus:
+    """The status of a run that could not be asked: unknown, paused where the login is at fault, never an end."""
+    login = isinstance(error, LoginRefused | ConfigurationError)
+    return RunStatus(
+        state=RunState.UNKNOWN,
+        reason=Reason.PAUSED if login else None,
+        site_word=str(error),
+        observed_at=datetime.now(timezone.utc),
+    )
 
 
 class Site(ABC):
@@ -69,10 +92,13 @@ class Site(ABC):
         settle: Seconds of clean looks that prove the absence of a job after an ambiguous answer.
         silence_warning: Seconds without a sign of life of a running run after which a wait warns; 0: never.
         silence_limit: Seconds without a sign of life after which a wait stops and asks; 0: never.
+        pace: How often it may be asked, as its block says.
+        one_call: Whether one call asks for all runs of an account; else each run is a call.
     """
 
     kind: ClassVar[SiteKind]
     road: ClassVar[str]
+    one_call: ClassVar[bool] = True
 
     reference: str | None
     project_id: UUID | None = None
@@ -82,11 +108,17 @@ class Site(ABC):
     settle: float
     silence_warning: float = 0.0
     silence_limit: float = 0.0
+    pace: Pace = Pace()
 
     @property
     @abstractmethod
     def account(self) -> Hashable:
-        """What is polled in one call: handles of sites with the same account may go into one `poll`."""
+        """What is polled together: handles of sites with the same account may go into one `ask`."""
+
+    @property
+    def shared_account(self) -> str | None:
+        """The account as other processes know it too, without a secret; None where each process asks for itself."""
+        return None
 
     async def submit(
         self, spec: RunSpec, key: RunKey, *, ledger: Ledger, if_ended: IfEnded = "raise", shared: bool = False
@@ -145,20 +177,22 @@ class Site(ABC):
     async def poll(self, handles: Sequence[RunHandle]) -> dict[RunHandle, RunStatus]:
         """The status of each run. What could not be asked is UNKNOWN (PAUSED where the login was refused): no end."""
         try:
-            return await self._ask(handles)
+            return await self.refine(await self.ask(handles))
         except (RequestFailed, ConfigurationError) as error:  # also what is being mended now, such as a token file
-            login = isinstance(error, LoginRefused | ConfigurationError)
-            status = RunStatus(
-                state=RunState.UNKNOWN,
-                reason=Reason.PAUSED if login else None,
-                site_word=str(error),
-                observed_at=datetime.now(timezone.utc),
-            )
-            return dict.fromkeys(handles, status)
+            return dict.fromkeys(handles, not_asked(error))
 
     @abstractmethod
-    async def _ask(self, handles: Sequence[RunHandle]) -> dict[RunHandle, RunStatus]:
-        """Ask the site, in as few calls as it allows. A run that is missing from a list is not finished."""
+    async def ask(self, handles: Sequence[RunHandle]) -> dict[RunHandle, RunStatus]:
+        """Ask for runs of the account, in as few calls as it allows. A run that is missing from a list is not finished.
+
+        Raises:
+            RequestFailed: They cannot be asked now.
+            ConfigurationError: Nor by another try with the same credentials.
+        """
+
+    async def refine(self, statuses: Mapping[RunHandle, RunStatus]) -> dict[RunHandle, RunStatus]:
+        """What this site knows better than the account: of its own runs, by a way that other sites have not."""
+        return dict(statuses)
 
     async def tend(self, statuses: Mapping[RunHandle, RunStatus]) -> float | None:
         """Help runs along that somebody waits for. Never needed: whoever only asks, or cancels, does not call it.

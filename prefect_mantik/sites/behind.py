@@ -6,7 +6,7 @@ site, and we may read the Connection, the site itself can do all three.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from prefect_mantik.errors import ConfigurationError, RequestFailed
@@ -45,7 +45,7 @@ class JobsBehind:
     def __init__(self, site: SiteBehind, name: str) -> None:
         self._site, self.name, self.trouble = site, name, ""
 
-    async def freshened(self, tracked: dict[RunHandle, RunStatus]) -> dict[RunHandle, RunStatus]:
+    async def freshened(self, tracked: Mapping[RunHandle, RunStatus]) -> dict[RunHandle, RunStatus]:
         """What MLflow says of runs, and what their site says of those that have not finished."""
         at_site = await self.statuses([run for run, told in tracked.items() if told.state is not RunState.FINISHED])
         return {run: fresher(told, at_site.get(run)) for run, told in tracked.items()}

@@ -125,7 +125,7 @@ class DirectSite(Site):
         """How a run ended whose job the site does not know any more; None where MLflow does not tell."""
         tracking = await self._tracking_of(handle)
         run = await tracking.run(handle.mlflow_run_id) if tracking and handle.mlflow_run_id else None
-        told = run_status(run, datetime.now(timezone.utc)) if run else None
+        told = run_status(run, tracking.now()) if tracking and run else None
         if told is None or not told.state.is_end:
             return None
         return told.model_copy(update={"message": "the site has no such job any more; this is MLflow's word"})

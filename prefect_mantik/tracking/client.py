@@ -65,6 +65,10 @@ class TrackingClient:
         self._api = JsonApi("the tracking server", self.uri, username, BearerLogin(tokens))
         self._searches_by_id = True
 
+    def now(self) -> datetime:
+        """The server's clock."""
+        return self._api.now()
+
     def run_link(self, experiment_id: str, run_id: str) -> str:
         """Where a person looks at a run."""
         return f"{self.uri}/#/experiments/{experiment_id}/runs/{run_id}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import posixpath
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -59,6 +60,10 @@ class UnicoreClient:
         nobody = _Doorstep("the site", self.api_url, self.username, tls=tls)
         self._login = UnicoreLogin(nobody, credential, preferences or {}, renewable=renewable)
         self._api = _UnicoreApi("the site", self.api_url, self.username, self._login, tls)
+
+    def now(self) -> datetime:
+        """The site's clock."""
+        return self._api.now()
 
     async def who(self) -> SiteProperties:
         """Log in, and ask who we are and whether the site takes jobs."""

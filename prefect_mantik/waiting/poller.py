@@ -1,199 +1,260 @@
-"""Poll runs until they end: one call for all runs of an account, less often the longer it takes."""
+"""One poller for each account of a process: it asks for all runs that anybody waits for, here or in other processes."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
-from asyncio import sleep
-from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from time import monotonic
 
-from prefect_mantik.errors import SiteSilent, WaitTimeout
+from prefect_mantik import event_stream
+from prefect_mantik.errors import ConfigurationError, RequestFailed, ServiceUnavailable
 from prefect_mantik.log import run_logger
+from prefect_mantik.loop import per_process
 from prefect_mantik.runs import Reason, RunHandle, RunState, RunStatus
-from prefect_mantik.sites.base import Site
+from prefect_mantik.sites.base import Site, not_asked
+from prefect_mantik.waiting import clock, interval
+from prefect_mantik.waiting.interval import Bounds
+from prefect_mantik.waiting.settings import settings
+from prefect_mantik.waiting.sharing import OpenSite, Sharing, Tell
 
-SHORTEST, LONGEST = 1.0, 60.0
-"""Seconds between two polls of an account, from one tenth of the time waited so far."""
-
-_ONE_ROUND = 5.0
-
-LAST_TENDS = (1.0, 2.0, 4.0)
-"""Pauses in seconds before the books of runs that ended are tried again: who waits wants the result."""
-
-TEND_TIMEOUT = 30.0
-"""Seconds that a site may take to help a run along."""
-
-Reopen = Callable[[RunHandle], Awaitable[Site]]
-"""Opens the site of a run anew, with the credentials that are saved now."""
+AT_ONCE = 32
+"""Runs of which each is a call are asked in parts: a site that is down is not asked a thousand times to say so."""
 
 
-@dataclass
-class _Watched:
-    """What was seen of one run."""
+@dataclass(eq=False)
+class Seat:
+    """One run that somebody here waits for.
+
+    Attributes:
+        handle: Which run.
+        site: Its site, as it was opened last.
+        tells: Who waits for it here.
+        guests: Who waits for it in other processes.
+        status: What was told last, but for what could not be asked.
+        seen: When its state was first seen.
+        asked: When it was asked last.
+        due: When it is to be asked again.
+    """
 
     handle: RunHandle
     site: Site
+    tells: list[Tell] = field(default_factory=list)
+    guests: list[Tell] = field(default_factory=list)
     status: RunStatus | None = None
-    unknown_since: float | None = None
-    """When it could first not be asked, while it still cannot."""
-    changed: float = field(default_factory=lambda: monotonic())
-    life_at: datetime | None = None
-    warned: bool = False
-    stuck: str = ""
-    """Why it will not start by itself, as far as that was said."""
-    trouble: str = ""
-    tend_trouble: str = ""
-    given_up: bool = False
-    """Silent for as long as its site allows."""
+    seen: float = field(default_factory=clock.monotonic)
+    asked: float | None = None
+    due: float = 0.0
 
-    @property
-    def ended(self) -> bool:
-        return self.given_up or (self.status is not None and self.status.state.is_end)
+    def take(self, status: RunStatus) -> None:
+        """Hand a status on to who waits for it."""
+        if status.state is not RunState.UNKNOWN:
+            if self.status is None or self.status.state is not status.state:
+                self.seen = clock.monotonic()
+            status = self.status = with_observed_start(self.status, status)
+        for tell in (*self.tells, *self.guests):
+            tell(status)
 
 
-async def wait_until_ended(
-    sites: Mapping[RunHandle, Site], *, reopen: Reopen, timeout: float | None = None
-) -> dict[RunHandle, RunStatus]:
-    """Wait until every run ended, and return their last statuses. Changes of state are logged, and nothing else.
+class Poller:
+    """Asks for the runs of one account until nobody waits for any. Use `poller_of`.
 
     Args:
-        sites: The site of each run.
-        reopen: What gives a site anew after its login was refused.
-        timeout: Seconds after which to stop waiting. None: no limit.
-
-    Raises:
-        WaitTimeout: The time passed first.
-        SiteSilent: Runs gave no sign of life for as long as their site allows; all others ended.
+        key: What it is known by in this process.
     """
-    watched = [_Watched(handle, site) for handle, site in sites.items()]
-    accounts: dict[Hashable, list[_Watched]] = {}
-    for run in watched:
-        accounts.setdefault((run.site.kind, run.site.account), []).append(run)
-    waits = [asyncio.ensure_future(_wait_for_account(runs, reopen)) for runs in accounts.values()]
-    try:
-        # A short time is long enough to ask once: what has ended is no time-out.
-        await asyncio.wait_for(asyncio.gather(*waits), timeout if timeout is None else max(timeout, _ONE_ROUND))
-    except (asyncio.TimeoutError, TimeoutError):
-        left = [run.handle for run in watched if not run.ended]
-        if left:  # else all ended, and only their books were being closed
-            listed = ", ".join(handle.describe() for handle in left)
-            raise WaitTimeout(
-                f"{len(left)} of {len(watched)} training runs had not ended after {timeout:.0f} s: {listed}.", left
-            ) from None
-    finally:
-        for wait in waits:
-            wait.cancel()
-    silent = [run for run in watched if run.given_up]
-    if silent:
-        raise SiteSilent(
-            "\n".join(_silence(run, "The wait stops here, the job was left alone") for run in silent),
-            [run.handle for run in silent],
-        )
-    return {run.handle: run.status for run in watched if run.status}
 
+    def __init__(self, key: Hashable) -> None:
+        self._key = key
+        self._sharing: Sharing | None = None
+        self._seats: dict[RunHandle, Seat] = {}
+        self._news = asyncio.Event()
+        self._failures, self._not_before = 0, 0.0
+        self._task: asyncio.Task[None] | None = None
 
-async def _wait_for_account(runs: Sequence[_Watched], reopen: Reopen) -> None:
-    began = monotonic()
-    while True:
-        open_runs = [run for run in runs if not run.ended]
-        if not open_runs:
+    def join(self, handle: RunHandle, site: Site, tell: Tell, open_site: OpenSite | None = None) -> None:
+        """Wait for a run: `tell` is called with each status, also one that has not changed, until the run ended.
+
+        Args:
+            handle: Which run.
+            site: Its site.
+            tell: Takes what is told of it.
+            open_site: Opens the sites of runs that other processes want; None: this process asks for itself alone.
+        """
+        seat = self._sit(handle, site)
+        seat.tells.append(tell)
+        if seat.status and seat.due > clock.monotonic():
+            tell(seat.status)
+        if self._task is None:
+            self._task = asyncio.ensure_future(self._run())
+            account = site.shared_account
+            if open_site and account and settings().share_polls and event_stream.is_there():
+                self._sharing = Sharing(account, self, open_site)
+        if self._sharing:
+            self._sharing.wants_change()
+
+    def join_guest(self, handle: RunHandle, site: Site, tell: Tell) -> None:
+        """Ask for a run that another process waits for, as long as somebody waits here too."""
+        self._sit(handle, site).guests.append(tell)
+
+    def _sit(self, handle: RunHandle, site: Site) -> Seat:
+        seat = self._seats.setdefault(handle, Seat(handle, site))
+        seat.site = site
+        if seat.asked is None or clock.monotonic() - seat.asked > bounds_of(site).shortest:
+            seat.due = clock.monotonic()
+        self._news.set()
+        return seat
+
+    def leave(self, handle: RunHandle, tell: Tell) -> None:
+        """Wait no more."""
+        seat = self._seats.get(handle)
+        if seat is None:
             return
-        statuses = await open_runs[0].site.poll([run.handle for run in open_runs])
-        for run in open_runs:
-            _take(run, statuses[run.handle])
-        again = await _tend(open_runs, statuses)
-        if all(run.ended for run in runs):
-            await _tend_the_ended(runs)
-            return
-        _heed_silence(open_runs)
-        if any(status.state is RunState.UNKNOWN and status.reason is Reason.PAUSED for status in statuses.values()):
-            await _reopen(open_runs[0], reopen)
-        pause = min(max((monotonic() - began) / 10, SHORTEST), LONGEST)
-        await sleep(min(pause * random.uniform(0.8, 1.2), again * random.uniform(0.8, 1.0)))  # noqa: S311  # jitter
+        for waiting in (seat.tells, seat.guests):
+            if tell in waiting:
+                waiting.remove(tell)
+        if not seat.tells and not seat.guests:
+            del self._seats[handle]
+        self._news.set()
+        if self._sharing:
+            self._sharing.wants_change()
+
+    # --- What `Sharing` asks of its host -----------------------------------------------------------------------------
+
+    def wanted(self) -> list[RunHandle]:
+        """See `sharing.Host`."""
+        return [seat.handle for seat in self._seats.values() if seat.tells and seat.handle.site]
+
+    def told(self, statuses: Mapping[RunHandle, RunStatus]) -> None:
+        """See `sharing.Host`."""
+        seats = [seat for handle, seat in self._seats.items() if handle in statuses]
+        self._take(seats, statuses)
+
+    def postpone(self, handles: Iterable[RunHandle], seconds: float) -> None:
+        """See `sharing.Host`."""
+        for handle in handles:
+            if seat := self._seats.get(handle):
+                seat.due = clock.monotonic() + seconds
+        self._news.set()
+
+    async def _run(self) -> None:
+        try:
+            while any(seat.tells for seat in self._seats.values()):
+                self._news.clear()
+                due = self._due()
+                if due:
+                    await self._round(due)
+                else:
+                    soonest = min(seat.due for seat in self._seats.values())
+                    await clock.sleep_or(self._news, max(soonest, self._not_before) - clock.monotonic())
+        except Exception as error:  # noqa: BLE001  # a mistake of ours: who waits must hear of it, not hang
+            for seat in self._seats.values():
+                for tell in tuple(seat.tells):
+                    tell(error)
+        finally:
+            _pollers().pop(self._key, None)
+            if self._sharing:
+                self._sharing.stop()
+
+    def _due(self) -> list[Seat]:
+        """Who is to be asked now; where one call asks for all, all as soon as it is one's turn."""
+        now = clock.monotonic()
+        if now < self._not_before:
+            return []
+        seats = list(self._seats.values())
+        due = [seat for seat in seats if seat.due <= now]
+        if self._sharing and any(self._sharing.covers(seat.handle) for seat in due):
+            self._sharing.asked_alone()
+        return seats if due and due[0].site.one_call else due
+
+    async def _round(self, due: Sequence[Seat]) -> None:
+        part = len(due) if due[0].site.one_call else AT_ONCE
+        for start in range(0, len(due), part):
+            seats = [seat for seat in due[start : start + part] if self._seats.get(seat.handle) is seat]
+            if not seats:
+                continue
+            statuses = await self._refined(seats, await self._asked(seats))
+            failed = all(status.state is RunState.UNKNOWN for status in statuses.values())
+            if failed:
+                rest = dict.fromkeys((seat.handle for seat in due[start + part :]), next(iter(statuses.values())))
+                self._take([*seats, *due[start + part :]], {**rest, **statuses})
+                self._back_off(seats[0].site)
+                return
+            self._failures = 0
+            self._take(seats, statuses)
+
+    def _take(self, seats: Sequence[Seat], statuses: Mapping[RunHandle, RunStatus]) -> None:
+        now = clock.monotonic()
+        for seat in seats:
+            seat.asked = now
+            seat.take(statuses[seat.handle])
+            regular = interval.pause(seat.status, now - seat.seen, bounds_of(seat.site))
+            seat.due = now + regular * random.uniform(0.9, 1.1)  # noqa: S311  # jitter
+            if seat.status and seat.status.state.is_end and statuses[seat.handle].state.is_end:
+                self._seats.pop(seat.handle, None)
+
+    def _back_off(self, site: Site) -> None:
+        """Nobody could be asked: the account is left alone, longer each time."""
+        seconds = interval.after_failures(self._failures, bounds_of(site)) * random.uniform(0.9, 1.1)  # noqa: S311
+        self._failures += 1
+        self._not_before = max(self._not_before, clock.monotonic() + seconds)
+
+    async def _asked(self, seats: Sequence[Seat]) -> dict[RunHandle, RunStatus]:
+        handles = [seat.handle for seat in seats]
+        try:
+            found = await seats[0].site.ask(handles)
+        except (RequestFailed, ConfigurationError) as error:
+            if isinstance(error, ServiceUnavailable) and error.retry_after:
+                self._not_before = clock.monotonic() + error.retry_after
+            return dict.fromkeys(handles, not_asked(error))
+        except Exception as error:  # noqa: BLE001  # one answer that nobody thought of must not hide all others
+            if len(seats) == 1:
+                return {handles[0]: not_read(handles[0], error)}
+            middle = len(seats) // 2
+            return {**await self._asked(seats[:middle]), **await self._asked(seats[middle:])}
+        return {handle: found.get(handle) or not_read(handle, LookupError("no word of it")) for handle in handles}
+
+    async def _refined(self, seats: Sequence[Seat], statuses: dict[RunHandle, RunStatus]) -> dict[RunHandle, RunStatus]:
+        """Let each site say what it knows better of its own runs."""
+        sites: dict[Hashable, list[Seat]] = {}
+        for seat in seats:
+            sites.setdefault(seat.handle.site or id(seat.site), []).append(seat)
+        for theirs in sites.values():
+            told = {seat.handle: statuses[seat.handle] for seat in theirs}
+            try:
+                statuses |= await theirs[-1].site.refine(told)
+            except Exception as error:  # noqa: BLE001  # what the account said is still true
+                run_logger().warning(
+                    "%s: only what its account tells is known (%s).", theirs[-1].site.name, type(error).__name__
+                )
+        return statuses
 
 
-async def _tend(runs: Sequence[_Watched], statuses: Mapping[RunHandle, RunStatus]) -> float:
-    """Let each run's own site help it along, within bounds; give the seconds until it wants to do so again."""
-    helps = [_tend_one(run, statuses[run.handle]) for run in runs]
-    return max(SHORTEST, min([*await asyncio.gather(*helps), LONGEST]))
+@per_process
+def _pollers() -> dict[Hashable, Poller]:
+    return {}
 
 
-async def _tend_the_ended(runs: Sequence[_Watched]) -> None:
-    """Who is away when a run ends (MLflow, Prefect) may be back a moment later: its books are closed then."""
-    for pause in LAST_TENDS:
-        open_books = [run for run in runs if run.tend_trouble and run.status and run.status.state.is_end]
-        if not open_books:
-            return
-        await sleep(pause)
-        await asyncio.gather(*(_tend_one(run, run.status) for run in open_books if run.status))
+def poller_of(site: Site) -> Poller:
+    """The poller of a site's account, started when the first run joins."""
+    key = (site.kind, site.account)
+    return _pollers().setdefault(key, Poller(key))
 
 
-async def _tend_one(run: _Watched, status: RunStatus) -> float:
-    try:
-        again = await asyncio.wait_for(run.site.tend({run.handle: status}), TEND_TIMEOUT)
-    except Exception as error:  # noqa: BLE001  # help that fails must not end a wait of days
-        trouble = str(error) or "no answer in time"
-        if trouble != run.tend_trouble:
-            run.tend_trouble = trouble
-            run_logger().warning("%s: %s", run.handle.describe(), trouble)
-        return LONGEST
-    run.tend_trouble = ""
-    return LONGEST if again is None else again
+def bounds_of(site: Site) -> Bounds:
+    """How often the runs of a site may be asked: as its block says, else as the settings do."""
+    told = settings()
+    shortest = site.pace.shortest or told.poll_shortest
+    longest = site.pace.longest or max(told.poll_longest, shortest)
+    return Bounds(shortest, longest, max(told.poll_queued, longest) if not site.pace.longest else longest)
 
 
-async def _reopen(run: _Watched, reopen: Reopen) -> None:
-    """A refused login is not tried again; a changed block is another account, and asks anew."""
-    try:
-        run.site = await reopen(run.handle)
-    except Exception as error:  # noqa: BLE001  # a block that is being mended, a Prefect that restarts: no end
-        if str(error) != run.trouble:
-            run.trouble = str(error)
-            run_logger().warning("%s: its site cannot be opened now. %s", run.handle.describe(), error)
+def not_read(handle: RunHandle, error: Exception) -> RunStatus:
+    """The status of a run whose answer cannot be read: unknown, and said, since it may be a mistake of ours."""
+    words = f"What its site answers of {handle.describe()} cannot be read ({type(error).__name__})."
+    return not_asked(ServiceUnavailable(words)).model_copy(update={"reason": Reason.UNREADABLE})
 
 
-def _take(run: _Watched, status: RunStatus) -> None:
-    """Take a status over, and say so if it is another one."""
-    if status.state is RunState.UNKNOWN:
-        _say_unknown(run, status)
-        return
-    if run.unknown_since is not None:
-        silent = monotonic() - run.unknown_since
-        run_logger().info("%s: can be asked again after %.0f s.", run.handle.describe(), silent)
-        run.unknown_since = None
-        run.changed += silent  # nobody could have seen a sign of life meanwhile
-    before, run.status = run.status, _with_observed_start(run.status, status)
-    if before is None or before.state is not status.state:
-        run.changed, run.warned = monotonic(), False
-        run_logger().log(_level(status), "%s: %s", run.handle.describe(), _change(run.status))
-    _say_stuck(run, status)
-    if status.life_at != run.life_at:
-        run.life_at, run.changed, run.warned = status.life_at, monotonic(), False
-
-
-def _say_stuck(run: _Watched, status: RunStatus) -> None:
-    """Say it once for each cause: a job that waits for ever costs nothing, and brings nothing home."""
-    stuck = (status.message or status.site_word) if status.reason is Reason.STUCK else ""
-    if stuck and stuck != run.stuck:
-        run_logger().warning("%s will not start by itself: %s", run.handle.describe(), stuck)
-    run.stuck = stuck
-
-
-def _say_unknown(run: _Watched, status: RunStatus) -> None:
-    if run.unknown_since is None:
-        run.unknown_since = monotonic()
-        what_next = (
-            "Waiting goes on, and asks again when the credentials change."
-            if status.reason is Reason.PAUSED
-            else "The job is not touched; asking again until it answers."
-        )
-        run_logger().warning("%s: state unknown. %s %s", run.handle.describe(), status.site_word, what_next)
-
-
-def _with_observed_start(before: RunStatus | None, status: RunStatus) -> RunStatus:
+def with_observed_start(before: RunStatus | None, status: RunStatus) -> RunStatus:
     """Fill in when the job began, from when we first saw it run, where the site does not tell."""
     if status.started_at is not None:
         return status
@@ -202,48 +263,3 @@ def _with_observed_start(before: RunStatus | None, status: RunStatus) -> RunStat
     if before is not None and before.state is RunState.SCHEDULED and status.state is RunState.RUNNING:
         return status.model_copy(update={"started_at": status.observed_at})
     return status
-
-
-def _change(status: RunStatus) -> str:
-    waited = _seconds(status.queued_at, status.started_at)
-    if status.state is RunState.RUNNING:
-        return f"{status.describe()}{f', waited {waited} in the queue' if waited else ''}"
-    ran = _seconds(status.started_at or status.queued_at, status.ended_at)
-    if status.state.is_end and ran:
-        return f"{status.describe()} after {ran}{'' if status.started_at else ', queue included'}"
-    return status.describe()
-
-
-def _seconds(start: datetime | None, end: datetime | None) -> str:
-    if start is None or end is None:
-        return ""
-    minutes, seconds = divmod(max(0, round((end - start).total_seconds())), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
-
-
-def _level(status: RunStatus) -> int:
-    if status.reason is Reason.CANCELLED_BY_US:
-        return logging.WARNING
-    return logging.ERROR if status.state.is_end and status.state is not RunState.FINISHED else logging.INFO
-
-
-def _heed_silence(runs: Sequence[_Watched]) -> None:
-    for run in runs:
-        if run.status is None or run.status.state is not RunState.RUNNING or run.unknown_since is not None:
-            continue
-        silent = monotonic() - run.changed
-        if run.site.silence_limit and silent > run.site.silence_limit:
-            run.given_up = True
-        elif run.site.silence_warning and silent > run.site.silence_warning and not run.warned:
-            run.warned = True
-            run_logger().warning(_silence(run, "Waiting goes on"))
-
-
-def _silence(run: _Watched, what_next: str) -> str:
-    link = next(iter(run.handle.links.values()), "")
-    return (
-        f"{run.handle.describe()}: no sign of life for {monotonic() - run.changed:.0f} s. {run.site.name} tells no "
-        "more than what the run itself logs: it may be computing, or dead. Look at the site"
-        f"{f' or at {link}' if link else ''}. {what_next}."
-    )

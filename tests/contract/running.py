@@ -10,7 +10,7 @@ from prefect_mantik.loop import acall
 from prefect_mantik.runs import RunHandle, RunStatus
 from prefect_mantik.sites.base import Site
 from prefect_mantik.tracking import TrackedRun
-from prefect_mantik.waiting.poller import wait_until_ended
+from prefect_mantik.waiting.waits import wait_until_ended
 from tests.contract.conftest import Road
 from tests.sandbox_jobs import new_key
 

@@ -22,8 +22,8 @@ from prefect_mantik.sites.opening import remember
 from prefect_mantik.sites.unicore import jobs as unicore_jobs
 from prefect_mantik.tracking import TrackedRun
 from prefect_mantik.unicore import login as login_module
-from prefect_mantik.waiting import poller
-from prefect_mantik.waiting.poller import wait_until_ended
+from prefect_mantik.waiting import tending
+from prefect_mantik.waiting.waits import wait_until_ended
 from tests.contract.conftest import UnicoreRoad
 from tests.sandbox_jobs import credentials, new_key
 
@@ -128,7 +128,7 @@ async def test_cancel_aborts_first_and_waits_for_the_tracking_server_within_boun
 async def test_a_wait_ends_though_the_tracking_server_is_down(
     alder: UnicoreRoad, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(poller, "TEND_TIMEOUT", 1.0)
+    monkeypatch.setattr(tending, "TEND_TIMEOUT", 1.0)
     handle = await alder.submit(new_key(), alder.spec("sleep", seconds=1))
     no_token_from_now_on(alder)
     began = time.monotonic()

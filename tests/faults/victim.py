@@ -5,6 +5,7 @@ Nothing of the package is replaced but clocks where a trial says so: the hook si
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import importlib
@@ -34,7 +35,7 @@ from prefect_mantik.loop import call
 from prefect_mantik.runs import RunHandle, RunKey
 from prefect_mantik.sites import base, direct, direct_site
 from prefect_mantik.sites.opening import remember, site_of
-from prefect_mantik.waiting import poller
+from prefect_mantik.waiting import clock, watching
 from tests.faults import orders
 from tests.faults.orders import Order, Outcome, Request
 from tests.faults.steps import is_ledger, route_of
@@ -49,8 +50,11 @@ def import_everything() -> None:
             importlib.import_module(module.name)
 
 
-_REAL_TIME, _REAL_SLEEP = time.time, poller.sleep
+_REAL_TIME = time.time
 _LONG_ENOUGH = 150.0
+
+_FAST = 1500.0
+"""Seconds of virtual time in one of real time."""
 
 
 class Hook:
@@ -188,14 +192,14 @@ def _surroundings(order: Order) -> Iterator[None]:
 
 
 def _limit_silence(seconds: float) -> None:
-    real = poller._heed_silence
+    real = watching.heed_silence
 
     def heed(runs: Any) -> None:
         for run in runs:
             run.site.silence_limit = seconds
         real(runs)
 
-    poller._heed_silence = heed
+    watching.heed_silence = heed
 
 
 def _shift_clock(seconds: float) -> None:
@@ -227,17 +231,15 @@ def _shift_clock(seconds: float) -> None:
 
 
 def _run_through_hours(directory: Path) -> None:
-    """The poller's own clock: its pauses pass at once, and are added up. Repeats within a call would take real time."""
-    passed = 0.0
+    """The waits' own clock runs fast. Repeats within a call would take real time."""
+    began = time.monotonic()
 
     async def sleep(seconds: float) -> None:
-        nonlocal passed
-        passed += seconds
-        leave(directory / orders.HOURS, f"{passed / 3600}")
-        await _REAL_SLEEP(0.02)
+        leave(directory / orders.HOURS, f"{(clock.monotonic() - began) / 3600}")
+        await asyncio.sleep(seconds / _FAST)
 
-    poller.sleep = sleep  # type: ignore[assignment]
-    poller.monotonic = lambda: time.monotonic() + passed
+    clock.sleep = sleep
+    clock.monotonic = lambda: began + (time.monotonic() - began) * _FAST
     api.stop_before_delay = lambda _: tenacity.stop_after_attempt(1)  # type: ignore[assignment, misc]
 
 

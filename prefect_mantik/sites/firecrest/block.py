@@ -80,6 +80,20 @@ class FirecrestSite(Block):
         description="Seconds without a trace of a job that prove its absence after an unclear answer.",
         ge=0,
     )
+    poll_shortest: float = Field(
+        default=0,
+        title="Shortest poll interval",
+        description="Seconds between two polls of a run, at least. 0 for the setting "
+        "PREFECT_INTEGRATIONS_MANTIK_POLL_SHORTEST.",
+        ge=0,
+    )
+    poll_longest: float = Field(
+        default=0,
+        title="Longest poll interval",
+        description="Seconds between two polls of a run, at most. 0 for the setting "
+        "PREFECT_INTEGRATIONS_MANTIK_POLL_LONGEST.",
+        ge=0,
+    )
 
     @field_validator("api_url")
     @classmethod
@@ -146,6 +160,7 @@ class FirecrestSite(Block):
     def open(self, project: MantikProject | None = None) -> DirectFirecrestSite:
         """Give what talks to the site. `project` is needed to submit."""
         from prefect_mantik.backend_config import parse_backend_config
+        from prefect_mantik.sites.base import Pace
         from prefect_mantik.sites.firecrest.settings import Settings
         from prefect_mantik.sites.firecrest.site import DirectFirecrestSite
 
@@ -157,6 +172,7 @@ class FirecrestSite(Block):
             config=parse_backend_config(self.whole_config),
             account=self.account,
             settle=self.settle,
+            pace=Pace(self.poll_shortest, self.poll_longest),
             fail_if_stuck=self.fail_if_stuck,
         )
         return DirectFirecrestSite(settings, self.client(), project)

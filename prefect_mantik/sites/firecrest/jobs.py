@@ -96,7 +96,7 @@ class FirecrestJobs:
 
     async def status(self, job: Job) -> RunStatus:
         """The status of a job that was looked up; of one that was cancelled also whether that was us."""
-        status = run_status(job, datetime.now(timezone.utc))
+        status = run_status(job, self._client.now())
         if status.reason is not Reason.CANCELLED_BY_OTHER:
             return status
         return status.model_copy(update={"reason": await self._by_whom(job)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from prefect_mantik.backend_config import BackendConfig
+from prefect_mantik.sites.base import Pace
 
 
 class Settings(NamedTuple):
@@ -17,3 +18,4 @@ class Settings(NamedTuple):
     account: str
     settle: float
     fail_if_stuck: bool
+    pace: Pace = Pace()

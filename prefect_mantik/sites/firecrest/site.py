@@ -62,6 +62,7 @@ class DirectFirecrestSite(DirectSite):
 
     def __init__(self, settings: Settings, client: FirecrestClient, project: MantikProject | None = None) -> None:
         super().__init__(settings.name, settings.reference, settings.settle, project)
+        self.pace = settings.pace
         self._settings, self._client = settings, client
         self._jobs = FirecrestJobs(client)
         self._directories: dict[str, str] = {}
@@ -72,6 +73,11 @@ class DirectFirecrestSite(DirectSite):
     def account(self) -> Hashable:
         """One list of jobs serves all of an account at a system."""
         return self._client
+
+    @property
+    def shared_account(self) -> str:
+        """See `Site.shared_account`."""
+        return f"firecrest {self._client.username} {self._client.api_url} {self._client.system}"
 
     def seniority(self, handle: RunHandle) -> Any:
         """A batch system counts: the lower id is older. See `Site.seniority`."""
@@ -286,7 +292,8 @@ class DirectFirecrestSite(DirectSite):
 
     # --- Ask --------------------------------------------------------------------------------------------------------
 
-    async def _ask(self, handles: Sequence[RunHandle]) -> dict[RunHandle, RunStatus]:
+    async def ask(self, handles: Sequence[RunHandle]) -> dict[RunHandle, RunStatus]:
+        """One list for all, and each job that is not in it by its id. See `Site.ask`."""
         answers = await self._jobs.look_up({handle.remote_id: handle.submitted_at for handle in handles})
         statuses = await asyncio.gather(*(self._status(handle, answers[handle.remote_id]) for handle in handles))
         return dict(zip(handles, statuses, strict=True))
@@ -304,7 +311,7 @@ class DirectFirecrestSite(DirectSite):
             raise
         except RequestFailed as error:
             answer = error
-        return RunStatus(state=RunState.UNKNOWN, site_word=str(answer), observed_at=datetime.now(timezone.utc))
+        return RunStatus(state=RunState.UNKNOWN, site_word=str(answer), observed_at=self._client.now())
 
     async def _certain(self, handle: RunHandle, job: Job, status: RunStatus) -> RunStatus:
         """A status that may be relied on: where the site cannot tell that a job has ended, we see to it."""

@@ -100,6 +100,7 @@ def run_status(job: Job, now: datetime) -> RunStatus:
         started_at=job.started_at if has_run else None,
         ended_at=job.ended_at if state.is_end else None,
         observed_at=now,
+        expected_at=None if state.is_end else job.expected_at,
     )
 
 

@@ -48,6 +48,20 @@ class MantikSite(Block):
         description="Seconds without a trace of a run that prove its absence after an unclear answer.",
         ge=0,
     )
+    poll_shortest: float = Field(
+        default=0,
+        title="Shortest poll interval",
+        description="Seconds between two polls of a run, at least. 0 for the setting "
+        "PREFECT_INTEGRATIONS_MANTIK_POLL_SHORTEST.",
+        ge=0,
+    )
+    poll_longest: float = Field(
+        default=0,
+        title="Longest poll interval",
+        description="Seconds between two polls of a run, at most. 0 for the setting "
+        "PREFECT_INTEGRATIONS_MANTIK_POLL_LONGEST.",
+        ge=0,
+    )
     silence_warning: float = Field(
         default=1800,
         title="Silence warning",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Awaitable, Hashable, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID
 
@@ -22,7 +22,7 @@ from prefect_mantik.errors import ConfigurationError, KeyInUse, MantikError, Not
 from prefect_mantik.log import run_logger
 from prefect_mantik.platform.schemas import submit_body
 from prefect_mantik.runs import CodeRepository, RunHandle, RunKey, RunSpec, RunState, RunStatus, SiteKind
-from prefect_mantik.sites.base import OUR_PREFIX, Capability, Finding, Site, not_found
+from prefect_mantik.sites.base import OUR_PREFIX, Capability, Finding, Pace, Site, not_found
 from prefect_mantik.sites.behind import JobsBehind
 from prefect_mantik.sites.diagnosis import Diagnosis
 from prefect_mantik.sites.mlflow_runs import close_mlflow_run
@@ -66,6 +66,7 @@ class PlatformSite(Site):
         self.name = (self.reference or f"/{site_label(block.backend_config)} (not saved)").partition("/")[2]
         self.settle = block.settle
         self.silence_warning, self.silence_limit = block.silence_warning, block.silence_limit
+        self.pace = Pace(block.poll_shortest, block.poll_longest)
         self.capabilities = frozenset[Capability]()
         self._platform = self._credentials.get_client()
         self._tracking = self._credentials.tracking_client()
@@ -78,6 +79,11 @@ class PlatformSite(Site):
     def account(self) -> Hashable:
         """One MLflow search serves all runs of one tracking account."""
         return self._tracking
+
+    @property
+    def shared_account(self) -> str:
+        """See `Site.shared_account`."""
+        return f"mlflow {self._credentials.username} {self._tracking.uri}"
 
     def _jobs_behind(self) -> JobsBehind | None:
         config, connection = self._block.backend_config, self._block.connection
@@ -145,24 +151,22 @@ class PlatformSite(Site):
         runs = await self._tracking.runs_named_like(prefix, await self._experiment_ids())
         return [handle for handle in self._handles(runs) if handle.site == self.reference]
 
-    async def _ask(self, handles: Sequence[RunHandle]) -> dict[RunHandle, RunStatus]:
+    async def ask(self, handles: Sequence[RunHandle]) -> dict[RunHandle, RunStatus]:
+        """One search for all. See `Site.ask`."""
         experiments = [handle.mlflow_experiment_id for handle in handles if handle.mlflow_experiment_id]
         ids = [handle.remote_id for handle in handles]
         runs = await self._tracking.runs_by_id(ids, experiments, timeout=client.POLL_TIMEOUT)
-        now = datetime.now(timezone.utc)
-        statuses = {
+        now = self._tracking.now()
+        return {
             handle: run_status(runs[handle.remote_id], now)
             if handle.remote_id in runs
             else await self._missing(handle, now)
             for handle in handles
         }
-        return await self._with_the_site(statuses)
 
-    async def _with_the_site(self, tracked: dict[RunHandle, RunStatus]) -> dict[RunHandle, RunStatus]:
-        """What the site itself says counts more, where it can be asked."""
-        if self._behind is None:
-            return tracked
-        return await self._behind.freshened(tracked)
+    async def refine(self, statuses: Mapping[RunHandle, RunStatus]) -> dict[RunHandle, RunStatus]:
+        """What the site itself says counts more, where it can be asked. See `Site.refine`."""
+        return await self._behind.freshened(statuses) if self._behind else dict(statuses)
 
     async def tend(self, statuses: Mapping[RunHandle, RunStatus]) -> float | None:
         """Close the MLflow run of a job that the site says has ended. See `Site.tend`."""

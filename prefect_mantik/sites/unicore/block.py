@@ -86,6 +86,20 @@ class UnicoreSite(Block):
         description="Seconds without a trace of a job that prove its absence after an unclear answer.",
         ge=0,
     )
+    poll_shortest: float = Field(
+        default=0,
+        title="Shortest poll interval",
+        description="Seconds between two polls of a run, at least. 0 for the setting "
+        "PREFECT_INTEGRATIONS_MANTIK_POLL_SHORTEST.",
+        ge=0,
+    )
+    poll_longest: float = Field(
+        default=0,
+        title="Longest poll interval",
+        description="Seconds between two polls of a run, at most. 0 for the setting "
+        "PREFECT_INTEGRATIONS_MANTIK_POLL_LONGEST.",
+        ge=0,
+    )
 
     @field_validator("api_url")
     @classmethod
@@ -151,6 +165,7 @@ class UnicoreSite(Block):
     def open(self, project: MantikProject | None = None) -> DirectUnicoreSite:
         """Give what talks to the site. `project` is needed to submit."""
         from prefect_mantik.backend_config import parse_backend_config
+        from prefect_mantik.sites.base import Pace
         from prefect_mantik.sites.unicore.site import DirectUnicoreSite, Settings
 
         saved = reference(self)
@@ -163,6 +178,7 @@ class UnicoreSite(Block):
             gpu_resource=self.gpu_resource,
             storage=self.storage,
             settle=self.settle,
+            pace=Pace(self.poll_shortest, self.poll_longest),
         )
         return DirectUnicoreSite(settings, self.client(), project)
 

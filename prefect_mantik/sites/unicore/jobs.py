@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime, timezone
 
 from prefect_mantik.backend_config.unicore import LOG, SITE_LOG
 from prefect_mantik.errors import NotFound, RequestFailed
@@ -48,7 +47,7 @@ class UnicoreJobs:
             log = await self._client.job(job, *_ALL)
             found = found.model_copy(update={"log": log.log, "tags": log.tags})
             details = await self._details(job)
-        return run_status(found, datetime.now(timezone.utc), details)
+        return run_status(found, self._client.now(), details)
 
     async def _without_exit_code(self, job: str, found: JobProperties) -> JobProperties:
         """A server calls a job successful whose wrapper was killed: only an exit code proves success."""

@@ -30,7 +30,7 @@ from prefect_mantik.errors import (
 )
 from prefect_mantik.runs import IfEnded, RunHandle, RunKey, RunSpec, RunState, RunStatus, SiteKind
 from prefect_mantik.sites import direct
-from prefect_mantik.sites.base import OUR_PREFIX, Finding, not_found
+from prefect_mantik.sites.base import OUR_PREFIX, Finding, Pace, not_found
 from prefect_mantik.sites.direct_site import DirectSite, Prepared
 from prefect_mantik.sites.notes import Ledger
 from prefect_mantik.sites.store import Store
@@ -57,6 +57,7 @@ class Settings(NamedTuple):
     gpu_resource: str
     storage: str
     settle: float
+    pace: Pace = Pace()
 
 
 class _Staged(NamedTuple):
@@ -76,9 +77,11 @@ class DirectUnicoreSite(DirectSite):
 
     kind: ClassVar[SiteKind] = "unicore"
     road: ClassVar[str] = "directly by UNICORE"
+    one_call: ClassVar[bool] = False
 
     def __init__(self, settings: Settings, client: UnicoreClient, project: MantikProject | None = None) -> None:
         super().__init__(settings.name, settings.reference, settings.settle, project)
+        self.pace = settings.pace
         self._settings, self._client = settings, client
         self._jobs = UnicoreJobs(client)
         self._by_our_clock: set[str] = set()
@@ -88,6 +91,11 @@ class DirectUnicoreSite(DirectSite):
     def account(self) -> Hashable:
         """Jobs are asked for one by one, over the connections of one account."""
         return self._client
+
+    @property
+    def shared_account(self) -> str:
+        """See `Site.shared_account`."""
+        return f"unicore {self._client.username} {self._client.api_url}"
 
     # --- Submit -----------------------------------------------------------------------------------------------------
 
@@ -273,7 +281,8 @@ class DirectUnicoreSite(DirectSite):
 
     # --- Ask --------------------------------------------------------------------------------------------------------
 
-    async def _ask(self, handles: Sequence[RunHandle]) -> dict[RunHandle, RunStatus]:
+    async def ask(self, handles: Sequence[RunHandle]) -> dict[RunHandle, RunStatus]:
+        """One small request for each job. See `Site.ask`."""
         return dict(zip(handles, await asyncio.gather(*map(self._ask_one, handles)), strict=True))
 
     async def _ask_one(self, handle: RunHandle) -> RunStatus:
@@ -285,7 +294,7 @@ class DirectUnicoreSite(DirectSite):
         except LoginRefused:
             raise
         except RequestFailed as error:
-            return RunStatus(state=RunState.UNKNOWN, site_word=str(error), observed_at=datetime.now(timezone.utc))
+            return RunStatus(state=RunState.UNKNOWN, site_word=str(error), observed_at=self._client.now())
 
     async def _without_job(self, handle: RunHandle) -> RunStatus:
         """The status of a run whose job the site does not know by id: it forgets jobs after some time, or lost it."""

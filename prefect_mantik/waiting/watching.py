@@ -1,0 +1,133 @@
+"""What one wait makes of what it is told of its runs: lines in the log, and when to stop and ask."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from prefect_mantik.log import run_logger
+from prefect_mantik.runs import Reason, RunHandle, RunState, RunStatus
+from prefect_mantik.sites.base import Site
+from prefect_mantik.waiting import clock
+from prefect_mantik.waiting.poller import with_observed_start
+
+
+@dataclass(eq=False)
+class Watched:
+    """What was seen of one run.
+
+    Attributes:
+        handle: Which run.
+        site: Its site, as it was opened last.
+        status: What was told last, but for what could not be asked.
+        paused: Whether its site's login is refused.
+        given_up: Silent for as long as its site allows.
+        unknown_since: When it could first not be asked, while it still cannot.
+        changed: When it gave the last sign of life.
+        life_at: The newest trace that the run itself left.
+        warned: Whether its silence was said.
+        stuck: Why it will not start by itself, as far as that was said.
+        trouble: Why its site cannot be opened anew, as far as that was said.
+    """
+
+    handle: RunHandle
+    site: Site
+    status: RunStatus | None = None
+    paused: bool = False
+    given_up: bool = False
+    unknown_since: float | None = None
+    changed: float = field(default_factory=clock.monotonic)
+    life_at: datetime | None = None
+    warned: bool = False
+    stuck: str = ""
+    trouble: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the wait for it is over."""
+        return self.given_up or (self.status is not None and self.status.state.is_end)
+
+    def take(self, status: RunStatus) -> None:
+        """Take a status over, and say so if it is another one."""
+        self.paused = status.state is RunState.UNKNOWN and status.reason is Reason.PAUSED
+        if status.state is RunState.UNKNOWN:
+            self._say_unknown(status)
+            return
+        if self.unknown_since is not None:
+            silent = clock.monotonic() - self.unknown_since
+            run_logger().info("%s: can be asked again after %.0f s.", self.handle.describe(), silent)
+            self.unknown_since = None
+            self.changed += silent  # nobody could have seen a sign of life meanwhile
+        before, self.status = self.status, with_observed_start(self.status, status)
+        if before is None or before.state is not status.state:
+            self.changed, self.warned = clock.monotonic(), False
+            run_logger().log(_level(status), "%s: %s", self.handle.describe(), _change(self.status))
+        self._say_stuck(status)
+        if status.life_at != self.life_at:
+            self.life_at, self.changed, self.warned = status.life_at, clock.monotonic(), False
+
+    def _say_stuck(self, status: RunStatus) -> None:
+        """Say it once for each cause: a job that waits for ever costs nothing, and brings nothing home."""
+        stuck = (status.message or status.site_word) if status.reason is Reason.STUCK else ""
+        if stuck and stuck != self.stuck:
+            run_logger().warning("%s will not start by itself: %s", self.handle.describe(), stuck)
+        self.stuck = stuck
+
+    def _say_unknown(self, status: RunStatus) -> None:
+        if self.unknown_since is None:
+            self.unknown_since = clock.monotonic()
+            what_next = (
+                "Waiting goes on, and asks again when the credentials change."
+                if status.reason is Reason.PAUSED
+                else "The job is not touched; asking again until it answers."
+            )
+            run_logger().warning("%s: state unknown. %s %s", self.handle.describe(), status.site_word, what_next)
+
+
+def heed_silence(runs: Iterable[Watched]) -> None:
+    """Warn of runs that give no sign of life, and give up those whose site's block says so."""
+    for run in runs:
+        if run.status is None or run.status.state is not RunState.RUNNING or run.unknown_since is not None:
+            continue
+        silent = clock.monotonic() - run.changed
+        if run.site.silence_limit and silent > run.site.silence_limit:
+            run.given_up = True
+        elif run.site.silence_warning and silent > run.site.silence_warning and not run.warned:
+            run.warned = True
+            run_logger().warning(silence(run, "Waiting goes on"))
+
+
+def silence(run: Watched, what_next: str) -> str:
+    """What to say of a run that gives no sign of life."""
+    link = next(iter(run.handle.links.values()), "")
+    return (
+        f"{run.handle.describe()}: no sign of life for {clock.monotonic() - run.changed:.0f} s. {run.site.name} tells "
+        "no more than what the run itself logs: it may be computing, or dead. Look at the site"
+        f"{f' or at {link}' if link else ''}. {what_next}."
+    )
+
+
+def _change(status: RunStatus) -> str:
+    waited = _seconds(status.queued_at, status.started_at)
+    if status.state is RunState.RUNNING:
+        return f"{status.describe()}{f', waited {waited} in the queue' if waited else ''}"
+    ran = _seconds(status.started_at or status.queued_at, status.ended_at)
+    if status.state.is_end and ran:
+        return f"{status.describe()} after {ran}{'' if status.started_at else ', queue included'}"
+    return status.describe()
+
+
+def _seconds(start: datetime | None, end: datetime | None) -> str:
+    if start is None or end is None:
+        return ""
+    minutes, seconds = divmod(max(0, round((end - start).total_seconds())), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+
+
+def _level(status: RunStatus) -> int:
+    if status.reason is Reason.CANCELLED_BY_US:
+        return logging.WARNING
+    return logging.ERROR if status.state.is_end and status.state is not RunState.FINISHED else logging.INFO
