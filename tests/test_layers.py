@@ -17,7 +17,7 @@ ROOT = Path(prefect_mantik.__file__).parent
 
 LEVELS = (
     {"errors"},
-    {"runs", "results", "environment", "foreign_credentials", "backend_config", "mlproject", "log", "loop"},
+    {"runs", "results", "environment", "foreign_credentials", "backend_config", "mlproject", "log", "loop", "markdown"},
     {"api", "git"},
     {"staging"},
     {"platform", "unicore", "firecrest"},
@@ -27,7 +27,7 @@ LEVELS = (
     {"sites"},
     {"turns"},
     {"ledger", "waiting", "data"},
-    {"cancelling"},
+    {"cancelling", "progress"},
     {"noticing", "inventory"},
     {"run_lists"},
     {"jobs"},
