@@ -91,8 +91,9 @@ class Card:
                 self._task = asyncio.ensure_future(self._renew())
             return
         if self._task is not None:
+            # Not waited for: `wait_for` of Python before 3.12 may lose a cancel. The lock keeps the order all the same.
             self._task.cancel()
-            await asyncio.wait([self._task])
+            self._task = None
         for pause in LAST_TRIES:
             await sleep(pause)
             await self._update()
@@ -124,6 +125,8 @@ class Card:
         """Update the card once it may be, and again while it changed meanwhile."""
         while True:
             await sleep(max(0.0, self._soonest - monotonic()))
+            if not self._waits:
+                return
             await self._update()
             if not self._changed:
                 return

@@ -41,6 +41,8 @@ class LastLogged:
             for handle, status in runs.items()
             if status and status.state is not RunState.SCHEDULED and handle.mlflow_run_id and handle not in self._final
         }
+        if not asked:
+            return
         try:
             await asyncio.wait_for(self._ask(asked), DEADLINE)
         except (asyncio.TimeoutError, TimeoutError):
