@@ -366,7 +366,7 @@ async def test_one_search_for_each_account(trackings: dict[str | None, FakeTrack
     assert [len(found) for found in trackings["one"].searches] == [90]
     assert trackings["two"].searches == [["two-0", "two-1"]]
     told = [known.of(run) for run in runs]
-    assert [logged and (logged.metric, logged.step) for logged in told].count(("loss", "step 3 of 10")) == 92
+    assert [logged and (logged.metric, logged.step) for logged in told].count(("loss", "3 of 10")) == 92
     assert told.count(None) == 3
     await known.refresh(runs)
     assert trackings["two"].searches[1] == ["two-0"]  # what has ended logs no more

@@ -53,14 +53,15 @@ def row(
 
 def shown(rows: list[Row], **more: Any) -> dict[str, dict[str, str]]:
     """The cells of the table of runs, by run and title."""
-    head, *body = [line for line in Table(render(rows, NOW, **more)).rows if len(line) == 9]
+    text = render(rows, NOW, **more).replace("\u00a0", " ")
+    head, *body = [line for line in Table(text).rows if len(line) == 9]
     return {line[0]: dict(zip(head, line, strict=True)) for line in body}
 
 
 def test_what_is_told_of_each_run() -> None:
     rows = [
         row("waits", "SCHEDULED", site_word="PENDING (Priority)", queued_at=ago(minutes=3)),
-        row("runs", queued_at=ago(hours=3), started_at=ago(hours=1), logged=Logged("val_loss", 0.125, "step 3 of 10")),
+        row("runs", queued_at=ago(hours=3), started_at=ago(hours=1), logged=Logged("val_loss", 0.125, "3 of 10")),
         row("failed", "FAILED", reason=Reason.EXIT_CODE, exit_code=3, started_at=ago(seconds=70), ended_at=NOW),
         row("unasked", None),
     ]
@@ -81,7 +82,7 @@ def test_what_is_told_of_each_run() -> None:
         "2 h 00 min",
         "1 h 00 min",
         "val_loss 0.125",
-        "step 3 of 10",
+        "3 of 10",
     ]
     assert (cells["failed"]["reason"], cells["failed"]["ran"]) == ("exit code 3", "1 min 10 s")
     text = render(rows, NOW)
@@ -164,7 +165,7 @@ def test_the_card_is_small_whatever_is_in_it() -> None:
         Row(
             handle("|ü" * 500 + str(number), "_€" * 200, links={"MLflow": "https://x/" + "ä|" * 145}),
             RunStatus(state=RunState.FAILED, site_word="*" * 999, message="[" * 999, observed_at=NOW),
-            logged=Logged("ö`" * 999, math.inf, "step 1"),
+            logged=Logged("ö`" * 999, math.inf, "1"),
         )
         for number in range(1000)
     ]
@@ -255,18 +256,18 @@ def tracked(
 @pytest.mark.parametrize(
     ("metrics", "parameters", "step"),
     [
-        ({"loss": 3}, {"epochs": "10"}, "step 3 of 10"),  # Keras; Lightning by MLflow's autologging
+        ({"loss": 3}, {"epochs": "10"}, "3 of 10"),  # Keras; Lightning by MLflow's autologging
         ({"loss": 1200, "epoch": 1200}, {"max_steps": "-1", "num_train_epochs": "3.0"}, "epoch 1.50 of 3"),  # Trainer
-        ({"loss": 1200, "epoch": 1200}, {"max_steps": "5000", "num_train_epochs": "3"}, "step 1200 of 5000"),
+        ({"loss": 1200, "epoch": 1200}, {"max_steps": "5000", "num_train_epochs": "3"}, "1200 of 5000"),
         ({"train_loss": 99, "epoch": 99}, {"max_epochs": "4"}, "epoch 1.50 of 4"),  # Lightning's own logger
-        ({"loss": 7}, {"num_boost_round": "100"}, "step 7 of 100"),
-        ({"loss": 1200}, {"epochs": "10"}, "step 1200"),
-        ({"loss": 12}, {"total_steps": "10"}, "step 12"),
+        ({"loss": 7}, {"num_boost_round": "100"}, "7 of 100"),
+        ({"loss": 1200}, {"epochs": "10"}, "1200"),
+        ({"loss": 12}, {"total_steps": "10"}, "12"),
         ({"loss": 0}, {}, ""),
-        ({"loss": 0}, {"epochs": "1e3"}, "step 0 of 1000"),
+        ({"loss": 0}, {"epochs": "1e3"}, "0 of 1000"),
         ({"loss": -4}, {"epochs": "10"}, ""),
-        ({"loss": 4}, {"epochs": "ten", "max_steps": "nan", "total_steps": "inf"}, "step 4"),
-        ({"loss": 2, "system/cpu": 500}, {"epochs": "10"}, "step 2 of 10"),
+        ({"loss": 4}, {"epochs": "ten", "max_steps": "nan", "total_steps": "inf"}, "4"),
+        ({"loss": 2, "system/cpu": 500}, {"epochs": "10"}, "2 of 10"),
     ],
 )
 def test_how_far_a_training_is(metrics: dict[str, int], parameters: dict[str, str], step: str) -> None:
@@ -300,7 +301,7 @@ def test_the_newest_metric_unless_its_time_is_nonsense() -> None:
 def test_any_value_is_shown(value: float) -> None:
     run = tracked({"loss": (value, 1), "epoch": (value, 1)}, {"epochs": "10"})
     logged = last_logged(run, NOW)
-    assert logged.step == "step 1 of 10"
+    assert logged.step == "1 of 10"
     assert shown([row(logged=logged)])["train-0"]["last metric"] == f"loss {value}"
 
 

@@ -38,7 +38,7 @@ class Logged(NamedTuple):
     Attributes:
         metric: Its name; empty where there is none.
         value: May be NaN or infinite.
-        step: How far the training is, in words; empty where that is not known.
+        step: How far the training is, such as `3 of 10` (steps) or `epoch 1.50 of 3`; empty where that is not known.
     """
 
     metric: str
@@ -80,8 +80,8 @@ def _how_far(metrics: Mapping[str, MetricValue], parameters: Mapping[str, str]) 
             return f"epoch {_short(epoch.value)} of {_short(epochs)}"
         total = epochs
     if total is not None and 0 <= step <= total:
-        return f"step {step} of {_short(total)}"
-    return f"step {step}" if step > 0 else ""
+        return f"{step} of {_short(total)}"
+    return str(step) if step > 0 else ""
 
 
 def _total(parameters: Mapping[str, str], names: tuple[str, ...]) -> float | None:

@@ -187,14 +187,19 @@ def _times(row: Row, status: RunStatus, now: datetime) -> tuple[str, str]:
 
 
 def _between(start: datetime | None, end: datetime | None) -> str:
-    return duration((end - start).total_seconds()) if start and end else "-"
+    return _unbroken(duration((end - start).total_seconds())) if start and end else "-"
 
 
 def _logged(logged: Logged | None) -> list[str]:
     if logged is None:
         return ["-", "-"]
     metric = f"{cell(logged.metric, _LONGEST_NAME)} {number(logged.value)}" if logged.metric else "-"
-    return [metric, logged.step or "-"]
+    return [metric, _unbroken(logged.step) or "-"]
+
+
+def _unbroken(words: str) -> str:
+    """Kept in one line: the UI's page is narrow, and would set each word below the other."""
+    return words.replace(" ", "\u00a0")
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -12,12 +12,15 @@ from prefect import flow, task
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from prefect_mantik import submit_runs, wait_for_runs
 from prefect_mantik.loop import acall, call
 from prefect_mantik.progress import Progress, artifact, card, progress_card
 from prefect_mantik.progress.artifact import PROGRESS_KEY
 from prefect_mantik.runs import RunHandle, RunState, RunStatus
+from prefect_mantik.sandbox.process import SandboxProcess
 from prefect_mantik.waiting.observing import Observed
 from tests.conftest import PrefectServer
+from tests.test_reports import Table
 
 SITE: Any = object()
 
@@ -164,3 +167,29 @@ def test_prefect_away_and_back(prefect_server: PrefectServer, monkeypatch: pytes
 
     (found,) = cards(prefect_server, in_a_flow(away))
     assert "1 finished" in found["data"]
+
+
+@pytest.mark.timeout(300)  # the sandbox may have to be started
+def test_the_card_shows_what_trainings_really_logged(sandbox: SandboxProcess, prefect_server: PrefectServer) -> None:
+    @flow
+    def trains() -> str:
+        runs = submit_runs({name: f"train-{name}" for name in ("alder", "birch")}, parameters={"epochs": 3})
+        results = wait_for_runs(runs)
+
+        async def shown() -> None:
+            wait = progress_card()
+            assert wait is not None
+            await wait.close({result.handle: Observed(SITE, result.status) for result in results})
+
+        call(shown)
+        return str(flow_run.id)
+
+    (found,) = cards(prefect_server, trains())
+    rows = [line for line in Table(found["data"]).rows if len(line) == 9]
+    assert [row[1] for row in rows[1:]] == ["alder", "birch"]
+    for row in rows[1:]:
+        shown = dict(zip(rows[0], row, strict=True))
+        assert shown["last metric"].startswith("val_loss 0."), shown
+        assert shown["step"] == "2\u00a0of\u00a03"
+        assert shown["ran"] != "-"
+    assert found["data"].count("](http") == 2
