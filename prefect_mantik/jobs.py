@@ -26,6 +26,7 @@ from prefect_mantik.ledger import FlowRunLedger, current_key, root_flow_run_id
 from prefect_mantik.log import run_logger, without_tokens
 from prefect_mantik.loop import acall, call
 from prefect_mantik.noticing import end_runs_if_cancelled, unless_cancelled
+from prefect_mantik.progress import progress_card
 from prefect_mantik.runs import (
     CodeDirectory,
     CodeRepository,
@@ -42,6 +43,8 @@ from prefect_mantik.runs import (
 )
 from prefect_mantik.sites.base import Site
 from prefect_mantik.sites.opening import AnySite, remember, site_of
+from prefect_mantik.waiting.observing import Observer
+from prefect_mantik.waiting.settings import settings
 from prefect_mantik.waiting.waits import wait_until_ended
 
 OnTimeout = Literal["leave", "cancel"]
@@ -319,7 +322,7 @@ async def _wait(handles: list[RunHandle], timeout: float | None, on_timeout: OnT
         else:
             sites[handle] = opened[handle.site]
     try:
-        statuses = await unless_cancelled(wait_until_ended(sites, reopen=site_of, timeout=timeout), handles)
+        statuses = await unless_cancelled(_until_ended(sites, timeout), handles)
     except SiteSilent:
         raise
     except WaitTimeout as error:
@@ -327,6 +330,13 @@ async def _wait(handles: list[RunHandle], timeout: float | None, on_timeout: OnT
             raise WaitTimeout(f"{error} They were left alone: wait again, or cancel them.", error.handles) from None
         raise WaitTimeout(f"{error} {await _cancel_late(error.handles)}", error.handles) from None
     return [await _with_log(sites[handle], handle, statuses[handle]) for handle in handles]
+
+
+async def _until_ended(sites: Mapping[RunHandle, Site], timeout: float | None) -> dict[RunHandle, RunStatus]:
+    """Wait, with whom the settings let look on."""
+    card = progress_card() if settings().progress else None
+    observers: list[Observer] = [card] if card else []
+    return await wait_until_ended(sites, reopen=site_of, timeout=timeout, observers=observers)
 
 
 async def _cancel_late(handles: Sequence[RunHandle]) -> str:

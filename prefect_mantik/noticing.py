@@ -120,9 +120,9 @@ async def _end_runs_if_cancelled(handles: Sequence[RunHandle]) -> None:
 
 
 async def _noticed() -> CancelledFlow:
-    heard = asyncio.Event()
+    executing, heard = UUID(str(runtime_flow_run.id)), asyncio.Event()
     stream = event_stream()
-    stop = stream.listen(CANCELS, lambda event: heard.set() if _is_of_own_flow_run(event) else None)
+    stop = stream.listen(CANCELS, lambda event: heard.set() if _is_of(executing, event) else None)
     try:
         while True:
             await _until_it_is_time(heard, stream)
@@ -150,9 +150,8 @@ async def _until_it_is_time(heard: asyncio.Event, stream: EventStream) -> None:
             await asyncio.wait_for(heard.wait(), min(left, NOTICE))
 
 
-def _is_of_own_flow_run(event: Event) -> bool:
+def _is_of(executing: UUID, event: Event) -> bool:
     """Whether an event is of the flow run that executes here, or of its root, which is not known at first."""
-    executing = UUID(str(runtime_flow_run.id))
     own = {executing, _roots().get(executing, executing)}
     return executing not in _roots() or any(event.resource.id == f"prefect.flow-run.{id}" for id in own)
 

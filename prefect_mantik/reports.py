@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from uuid import UUID
 
@@ -10,6 +9,7 @@ from prefect.artifacts import acreate_markdown_artifact
 
 from prefect_mantik.lifecycle.reaper import Reaped
 from prefect_mantik.loop import acall, call
+from prefect_mantik.markdown import cell, link, number, table
 from prefect_mantik.runs import RunMetrics, RunResult
 from prefect_mantik.tracking import ModelVersion
 
@@ -71,19 +71,21 @@ def comparison(
     logged = {run.handle: run for run in metrics}
     names = [metric, *sorted({name for run in metrics for name in run.final} - {metric})]
     varied = _varied(metrics)
-    rows = [["run", "site", "state", *map(_cell, names), *map(_cell, varied)]]
+    rows = [["run", "site", "state", *map(cell, names), *map(cell, varied)]]
     for result in results:
         run = logged.get(result.handle)
-        label = _cell(result.handle.name)
-        link = next(iter(result.handle.links.values()), "")
-        values = [_number(run.final[name].value) if run and name in run.final else "-" for name in names]
-        settings = [_cell(run.parameters.get(name, "-")) if run else "-" for name in varied]
-        row = [f"[{label}]({link})" if link else label, _cell(result.handle.site_name), result.status.describe()]
+        label = cell(result.handle.name)
+        url = next(iter(result.handle.links.values()), "")
+        values = [number(run.final[name].value) if run and name in run.final else "-" for name in names]
+        settings = [cell(run.parameters.get(name, "-")) if run else "-" for name in varied]
+        row = [link(label, url), cell(result.handle.site_name), result.status.describe()]
         row += values + settings
-        rows.append([f"**{cell}**" if cell else "" for cell in row] if best and best.handle == result.handle else row)
-    parts = [_headline(results, metric, best), _table(rows)]
+        rows.append(
+            [f"**{shown}**" if shown else "" for shown in row] if best and best.handle == result.handle else row
+        )
+    parts = [_headline(results, metric, best), table(rows)]
     if model:
-        parts.append(f"Registered as [{_cell(model.name)} version {model.version}]({model.link}).")
+        parts.append(f"Registered as {link(f'{cell(model.name)} version {model.version}', model.link)}.")
     return "\n\n".join(parts)
 
 
@@ -107,19 +109,17 @@ def reaped_table(reaped: Reaped) -> str:
         (reaped.unknown, "left alone: this Prefect does not know its flow run"),
     ):
         for handle in handles:
-            link = next(iter(handle.links.values()), "")
-            label = _cell(handle.name)
-            run = f"[{label}]({link})" if link else label
-            rows.append([run, _cell(handle.site_name), _cell(handle.remote_id), became])
-    problems = "\n".join(f"- {_cell(sentence)}" for sentence in reaped.left)
-    return "\n\n".join(part for part in (reaped.describe(), _table(rows) if rows[1:] else "", problems) if part)
+            run = link(cell(handle.name), next(iter(handle.links.values()), ""))
+            rows.append([run, cell(handle.site_name), cell(handle.remote_id), became])
+    problems = "\n".join(f"- {cell(sentence)}" for sentence in reaped.left)
+    return "\n\n".join(part for part in (reaped.describe(), table(rows) if rows[1:] else "", problems) if part)
 
 
 def _headline(results: Sequence[RunResult], metric: str, best: RunMetrics | None) -> str:
     finished = sum(result.finished for result in results)
     text = f"{finished} of {len(results)} training runs finished."
     if best:
-        text += f" Best {_cell(metric)}: {_number(best.final[metric].value)} at {_cell(best.handle.site_name)}."
+        text += f" Best {cell(metric)}: {number(best.final[metric].value)} at {cell(best.handle.site_name)}."
     return text
 
 
@@ -127,18 +127,3 @@ def _varied(metrics: Sequence[RunMetrics]) -> list[str]:
     """The parameters in which the runs differ: the others only widen the table."""
     names = sorted({name for run in metrics for name in run.parameters})
     return [name for name in names if len({run.parameters.get(name) for run in metrics}) > 1]
-
-
-def _table(rows: list[list[str]]) -> str:
-    head, *body = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
-
-
-def _number(value: float) -> str:
-    return f"{value:.6g}"
-
-
-def _cell(text: str) -> str:
-    """Text as a Markdown table shows it literally."""
-    # An underscore within a word means nothing in Markdown.
-    return re.sub(r"([\\`*\[\]<>|~&]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))

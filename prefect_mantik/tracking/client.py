@@ -251,9 +251,15 @@ def _pairs(items: Sequence[Mapping[str, str]]) -> dict[str, str]:
 
 
 def moment(milliseconds: str | int | None) -> datetime | None:
-    """MLflow's times are milliseconds since 1970; 0 and absence mean none."""
+    """MLflow's times are milliseconds since 1970; 0 and absence mean none.
+
+    A script can log any number as the time of a metric, such as nanoseconds: a time that no calendar has is none.
+    """
     number = int(milliseconds or 0)
-    return datetime.fromtimestamp(number / 1000, timezone.utc) if number else None
+    try:
+        return datetime.fromtimestamp(number / 1000, timezone.utc) if number else None
+    except (OverflowError, ValueError, OSError):
+        return None
 
 
 @per_process

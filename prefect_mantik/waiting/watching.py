@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from prefect_mantik.log import run_logger
+from prefect_mantik.log import duration, run_logger
 from prefect_mantik.runs import Reason, RunHandle, RunState, RunStatus
 from prefect_mantik.sites.base import Site
 from prefect_mantik.waiting import clock
@@ -120,11 +120,7 @@ def _change(status: RunStatus) -> str:
 
 
 def _seconds(start: datetime | None, end: datetime | None) -> str:
-    if start is None or end is None:
-        return ""
-    minutes, seconds = divmod(max(0, round((end - start).total_seconds())), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+    return duration((end - start).total_seconds()) if start and end else ""
 
 
 def _level(status: RunStatus) -> int:

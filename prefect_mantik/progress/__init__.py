@@ -1,0 +1,5 @@
+"""The card of progress: one Markdown artifact for each flow run, with a table of its training runs."""
+
+from prefect_mantik.progress.card import Progress, progress_card
+
+__all__ = ["Progress", "progress_card"]
