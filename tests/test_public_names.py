@@ -19,8 +19,8 @@ import prefect_mantik
 from prefect_mantik import TrainingJob, TrainingRun
 
 SOURCE = ast.parse(Path(prefect_mantik.__file__).read_text(encoding="utf-8"))
-WITHOUT_TWIN = {"select_best_run", "cancel_runs_of_flow", "reap_runs"}
-"""One asks nobody; one is a hook, which Prefect calls; one is a flow."""
+WITHOUT_TWIN = {"select_best_run", "cancel_runs_of_flow", "reap_runs", "watch_runs"}
+"""One asks nobody; one is a hook, which Prefect calls; two are flows."""
 
 
 def names_for_type_checkers() -> dict[str, str]:
