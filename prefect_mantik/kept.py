@@ -35,7 +35,7 @@ from prefect_mantik.sites.notes import refuse_other_description
 LABEL = "mantik.suspended"
 
 LIMIT = 400_000
-"""Characters of the label: a thousand runs take about half of it."""
+"""Characters of the label: a thousand runs take about a third of it."""
 
 _UNPACKED_LIMIT = 64 * 2**20
 _DIGEST_LENGTH = 16

@@ -1,4 +1,4 @@
-"""Flows that wait without a process, as a deployment runs them. Each time that one begins it leaves a line in a file."""
+"""Flows that wait without a process, as a deployment runs them. Each time one begins it leaves a line in a file."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ def killed(mark: str) -> None:
     leave(mark, done=True)
 
 
-def deployment_of(name: str, **more: Any) -> RunnerDeployment:
+def deployment_of(name: str, called: str = "", **more: Any) -> RunnerDeployment:
     """The deployment of a flow of this file."""
-    made = globals()[name].to_deployment(name, entrypoint_type=EntrypointType.MODULE_PATH, **more)
+    made = globals()[name].to_deployment(called or name, entrypoint_type=EntrypointType.MODULE_PATH, **more)
     assert isinstance(made, RunnerDeployment)
     return made
 

@@ -314,12 +314,12 @@ def test_a_watcher_is_needed_that_comes(prefect_server: PrefectServer, watcher_d
 @pytest.fixture
 def suspended(prefect_server: PrefectServer) -> Callable[..., UUID]:
     """A flow run that is suspended with a key, and keeps some handles under another one, or the same."""
-    deployment_of("killed", paused=True).apply()
+    deployment_of("killed", "served-by-nobody").apply()
 
     async def make(key: str, kept: Kept | str | None) -> UUID:
         async with get_client() as client:
-            deployment = await client.read_deployment_by_name("killed/killed")
-            run = await client.create_flow_run_from_deployment(deployment.id, state=None)
+            deployment = await client.read_deployment_by_name("killed/served-by-nobody")
+            run = await client.create_flow_run_from_deployment(deployment.id, parameters={"mark": "none"})
             text = kept.model_copy(update={"flow_run": run.id}).written() if isinstance(kept, Kept) else kept
             if text:
                 assert await FlowRunLedger(run.id).keep(LABEL, text)
@@ -367,9 +367,7 @@ def test_each_flow_run_is_judged_by_itself(
         assert call(state_of, id).name == name
 
 
-def test_an_account_that_is_away_holds_up_nobody_else(
-    sandbox: SandboxProcess, suspended: Callable[..., UUID]
-) -> None:
+def test_an_account_that_is_away_holds_up_nobody_else(sandbox: SandboxProcess, suspended: Callable[..., UUID]) -> None:
     @flow
     def pipeline() -> RunHandle:
         return submit_run(sleeper("cedar", 0.1), key="away")
