@@ -174,8 +174,11 @@ class Execution:
     def kept(self) -> Kept:
         """What its label has to say."""
         awaited = self.awaited
-        given = [handle for handles in self.submits.values() for handle in handles]
-        handles = list(dict.fromkeys([*awaited, *given]))
+        submits = {key: list(given) for key, given in self.submits.items()}
+        for handle in awaited:  # also what was submitted elsewhere, such as by a task in another process
+            if handle not in submits.setdefault(handle.site_key, []):
+                submits[handle.site_key].append(handle)
+        handles = list(dict.fromkeys([*awaited, *(handle for given in submits.values() for handle in given)]))
         place = {handle: number for number, handle in enumerate(handles)}
         return Kept(
             flow_run=self.root,
@@ -183,7 +186,7 @@ class Execution:
             handles=handles,
             waiting=[place[handle] for handle in awaited],
             until=min((wait.until for wait in self.open if wait.until), default=None),
-            submits={key: [place[handle] for handle in given] for key, given in self.submits.items()},
+            submits={key: [place[handle] for handle in given] for key, given in submits.items()},
             waits=self.waits,
         )
 

@@ -10,9 +10,10 @@ from uuid import UUID, uuid4
 
 import pytest
 from prefect.client.schemas.objects import FlowRun
+from prefect.states import AwaitingRetry, Failed, Pending, Running, Scheduled, State, Suspended
 
 from prefect_mantik.errors import KeyInUse, MantikError
-from prefect_mantik.kept import LABEL, Execution, Kept, Wait, digest_of, kept_of
+from prefect_mantik.kept import LABEL, Execution, Kept, Wait, _before, digest_of, kept_of
 from prefect_mantik.runs import GitCode, RunHandle, RunKey, RunSpec
 
 ROOT = UUID(int=7)
@@ -82,6 +83,30 @@ def test_the_nth_submit_of_a_key_is_given_the_nth_run() -> None:
     assert given[0] is not None
     assert given[0].links == handle_of(0).links
     assert second.given(key_of(1), SPEC, SITE, False) is None
+
+
+def test_a_run_that_was_submitted_elsewhere_is_given_too() -> None:
+    first = Execution(ROOT, None, open=[Wait([handle_of(3)], None)])
+    assert resumed(first).given(key_of(3), SPEC, SITE, False) == handle_of(3)
+
+
+def test_what_a_flow_run_was_before_it_began() -> None:
+    def after(*states: State[Any]) -> State[Any] | None:
+        began = datetime(2026, 1, 1, tzinfo=timezone.utc)
+        timed = [
+            state.model_copy(update={"timestamp": began + timedelta(seconds=place)})
+            for place, state in enumerate(states)
+        ]
+        return _before(timed[::-1], timed[-1].id)
+
+    suspended = Suspended(pause_key="mantik-a-1")
+    resumed_by = after(Running(), suspended, Scheduled(name="Resuming"), Pending(), Running())
+    assert resumed_by is not None
+    assert resumed_by.state_details.pause_key == "mantik-a-1"
+    retried = after(Running(), suspended, Scheduled(), Running(), Failed(), AwaitingRetry(), Pending(), Running())
+    assert retried is not None
+    assert retried.is_failed()
+    assert after(Scheduled(), Pending(), Running()) is None
 
 
 def test_another_description_or_another_site_is_not_given_it() -> None:

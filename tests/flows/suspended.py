@@ -48,9 +48,9 @@ def two_waits(mark: str) -> None:
 @flow
 async def gathered(mark: str) -> None:
     leave(mark)
-    job = (await TrainingJob.aload(f"train-{SITE}")).model_copy(
-        update={"entry_point": "sleep", "parameters": {"seconds": 300}}
-    )
+    loaded = await TrainingJob.aload(f"train-{SITE}")
+    assert isinstance(loaded, TrainingJob)
+    job = loaded.model_copy(update={"entry_point": "sleep", "parameters": {"seconds": 300}})
     runs = [await asubmit_run(job, key=key) for key in ("first", "second")]
     await asyncio.gather(*(await_for_run(run, wait="suspend") for run in runs))
 

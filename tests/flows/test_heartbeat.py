@@ -73,7 +73,7 @@ def test_a_suspended_flow_run_is_not_missed(prefect_server: PrefectServer) -> No
 
     A third one that nobody watches shows that the events are such as the automation heeds.
     """
-    crash_runs_of_dead_hosts(within=20)
+    crash_runs_of_dead_hosts(within=20, flows=["killed"])
     deployment_of("killed", "served-by-nobody").apply()
     try:
         in_order, late, nobodys = (call(suspended_run) for _ in range(3))
@@ -118,7 +118,9 @@ async def suspend(id: UUID, key: str) -> None:
 
 def beat(id: UUID) -> None:
     """As Prefect's engine does."""
-    emit_event("prefect.flow-run.heartbeat", resource={"prefect.resource.id": f"prefect.flow-run.{id}"})
+    flow = {"prefect.resource.id": "prefect.flow.x", "prefect.resource.role": "flow", "prefect.resource.name": "killed"}
+    resource = {"prefect.resource.id": f"prefect.flow-run.{id}"}
+    emit_event("prefect.flow-run.heartbeat", resource=resource, related=[flow])
 
 
 def name_of(server: PrefectServer, id: UUID) -> str:

@@ -14,8 +14,9 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from prefect import flow
+from prefect import flow, task
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.deployments.runner import EntrypointType
@@ -29,7 +30,6 @@ from prefect_mantik.loop import call
 from prefect_mantik.sandbox.process import SandboxProcess
 from tests.conftest import PrefectServer
 from tests.flows.suspended import SITE, deployment_of
-from tests.flows.test_reaper import delete_deployment
 from tests.flows.test_verbs import sleeper
 
 ROOT = Path(__file__).parents[2]
@@ -61,11 +61,23 @@ def background(server: PrefectServer, log: Path, *arguments: str) -> subprocess.
 
 @pytest.fixture(scope="module")
 def watcher_deployed(prefect_server: PrefectServer) -> Iterator[None]:
-    """With a schedule that never comes: the tests do its rounds."""
+    """With a schedule that never comes, and no other one: the tests do its rounds."""
+    call(delete_watchers)
+    deploy_watcher()
+    yield
+    call(delete_watchers)
+
+
+def deploy_watcher() -> None:
     schedule = CronSchedule(cron="0 0 1 1 *")
     watch_runs.to_deployment("yearly", schedule=schedule, entrypoint_type=EntrypointType.MODULE_PATH).apply()
-    yield
-    call(delete_deployment, "watch-runs/yearly")
+
+
+async def delete_watchers() -> None:
+    async with get_client() as client:
+        named = FlowFilter(name=FlowFilterName(any_=[suspending.WATCHER]))
+        for deployment in await client.read_deployments(flow_filter=named):
+            await client.delete_deployment(deployment.id)
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +121,10 @@ class Deployed:
 
     def state(self) -> dict[str, Any]:
         found: dict[str, Any] = self.server.request("GET", f"/flow_runs/{self.id}")["state"]
+        return found
+
+    def states(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.server.request("GET", f"/flow_run_states/?flow_run_id={self.id}")
         return found
 
     def key(self) -> str:
@@ -291,21 +307,43 @@ def test_what_cannot_be_suspended_says_so_once_and_holds(
     assert caplog.text.count("The wait holds this process instead.") == 1
 
 
-def test_a_watcher_is_needed_that_comes(prefect_server: PrefectServer, watcher_deployed: None) -> None:
+@task
+def waiting_task(handle: RunHandle) -> str:
+    return str(wait_for_run(handle, wait="suspend").status.state)
+
+
+async def test_a_task_cannot_suspend_its_flow(sandbox: SandboxProcess, caplog: pytest.LogCaptureFixture) -> None:
+    @flow
+    def pipeline() -> str:
+        return waiting_task(submit_run(sleeper(SITE, 3), key="short"))
+
+    assert await asyncio.to_thread(pipeline) == "FINISHED"
+    assert "this wait is within a task" in caplog.text
+
+
+def test_a_watcher_is_needed_that_comes(
+    sandbox: SandboxProcess, prefect_server: PrefectServer, served: Path, tmp_path: Path
+) -> None:
     async def why_not() -> str:
         async with get_client() as client:
             return await suspending._no_watcher(client)
 
-    async def pause(paused: bool) -> None:
+    async def pause() -> None:
         async with get_client() as client:
-            deployment = (await client.read_deployment_by_name("watch-runs/yearly")).id
-            await (client.pause_deployment if paused else client.resume_deployment)(deployment)
+            await client.pause_deployment((await client.read_deployment_by_name("watch-runs/yearly")).id)
 
     assert call(why_not) == ""
-    call(pause, True)
+    call(pause)
     assert "watch-runs/yearly is paused or has none" in call(why_not)
-    call(pause, False)
-    assert call(why_not) == ""
+    call(delete_watchers)
+    try:
+        run = Deployed(prefect_server, tmp_path / "mark", "impatient")
+        run.until_state("Completed", served)
+    finally:
+        deploy_watcher()
+    assert "They were cancelled." in run.lines()[-1]["error"]
+    until("it is said", lambda: "`watch_runs`, which would resume it, is not deployed" in _log(run), 20)
+    assert "Suspended" not in [state["name"] for state in run.states()]
 
 
 # --- Odd flow runs --------------------------------------------------------------------------------------------------
