@@ -30,6 +30,10 @@ def leave(mark: str, **more: Any) -> int:
 def sleeping(seconds: float = 300) -> TrainingJob:
     job = TrainingJob.load(f"train-{SITE}")
     assert isinstance(job, TrainingJob)
+    return _sleeping(job, seconds)
+
+
+def _sleeping(job: TrainingJob, seconds: float) -> TrainingJob:
     return job.model_copy(update={"entry_point": "sleep", "parameters": {"seconds": seconds}})
 
 
@@ -48,9 +52,7 @@ def two_waits(mark: str) -> None:
 @flow
 async def gathered(mark: str) -> None:
     leave(mark)
-    loaded = await TrainingJob.aload(f"train-{SITE}")
-    assert isinstance(loaded, TrainingJob)
-    job = loaded.model_copy(update={"entry_point": "sleep", "parameters": {"seconds": 300}})
+    job = _sleeping(await TrainingJob.aload(f"train-{SITE}"), 300)
     runs = [await asubmit_run(job, key=key) for key in ("first", "second")]
     await asyncio.gather(*(await_for_run(run, wait="suspend") for run in runs))
 

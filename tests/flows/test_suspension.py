@@ -268,7 +268,7 @@ def test_killed_in_its_wait_and_retried(
     run.until_state("Crashed", served)
     run.until_no_process()
     assert watched().resumed == []  # what was kept belongs to no suspension
-    until("the runner's last word", lambda: "exceeded its memory" in _log(run))  # it says Crashed twice
+    time.sleep(3)  # the runner says Crashed twice, and a Retry between the two is lost
     body = {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}}
     prefect_server.request("POST", f"/flow_runs/{run.id}/set_state", body)
     run.until_state("Completed", served)
