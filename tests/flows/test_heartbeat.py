@@ -75,8 +75,8 @@ def test_a_suspended_flow_run_is_not_missed(prefect_server: PrefectServer) -> No
     """
     crash_runs_of_dead_hosts(within=20, flows=["killed"])
     deployment_of("killed", "served-by-nobody").apply()
+    in_order, late, nobodys = (call(suspended_run) for _ in range(3))
     try:
-        in_order, late, nobodys = (call(suspended_run) for _ in range(3))
         for id in (in_order, late, nobodys):
             beat(id)
         time.sleep(2)
@@ -95,6 +95,8 @@ def test_a_suspended_flow_run_is_not_missed(prefect_server: PrefectServer) -> No
         assert [name_of(prefect_server, id) for id in (in_order, late)] == ["Suspended", "Suspended"]
     finally:
         Automation.read(name=AUTOMATION).delete()  # type: ignore[attr-defined]
+        for id in (in_order, late, nobodys):
+            prefect_server.request("DELETE", f"/flow_runs/{id}")
 
 
 KEY = "mantik-a-1"
