@@ -68,7 +68,7 @@ def suspend_until_ended(handles: Sequence[RunHandle], timeout: float | None) -> 
                 outcome.close()
                 raise RuntimeError("an async flow awaits `await_for_runs`")
             _give_up(plan, "Prefect let it run on")
-        except RuntimeError as error:
+        except Exception as error:  # noqa: BLE001  # refused, or a Prefect that is away: the wait must not end by it
             _give_up(plan, error)
     return plan.left
 
@@ -80,20 +80,28 @@ async def asuspend_until_ended(handles: Sequence[RunHandle], timeout: float | No
         try:
             await asuspend_flow_run(timeout=None, key=plan.key)
             _give_up(plan, "Prefect let it run on")
-        except RuntimeError as error:
+        except Exception as error:  # noqa: BLE001  # refused, or a Prefect that is away: the wait must not end by it
             _give_up(plan, error)
     return plan.left
 
 
 def _give_up(plan: _Plan, why: object) -> None:
     """Such as a flow run that was cancelled a moment ago."""
-    if plan.execution and plan.wait:
+    if plan.execution and plan.wait in plan.execution.open:
         plan.execution.open.remove(plan.wait)
         plan.execution.key = ""
     run_logger().warning("This flow run was not suspended: %s. %s", why, _HOLDS)
 
 
 async def _plan(handles: list[RunHandle], timeout: float | None) -> _Plan:
+    try:
+        return await _planned(handles, timeout)
+    except Exception as error:  # noqa: BLE001  # a Prefect that is away: the wait must not end by it
+        run_logger().warning("This flow run cannot be suspended: %s: %s. %s", type(error).__name__, error, _HOLDS)
+        return _Plan(timeout)
+
+
+async def _planned(handles: list[RunHandle], timeout: float | None) -> _Plan:
     why_not = _why_not_here(handles)
     execution = None if why_not else await _execution()
     until = execution.begin_wait(handles, timeout) if execution else None
