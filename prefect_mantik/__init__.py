@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     )
     from prefect_mantik.environment import RuntimeContext as RuntimeContext
     from prefect_mantik.flows.reap_runs import reap_runs as reap_runs
+    from prefect_mantik.flows.watch_runs import watch_runs as watch_runs
     from prefect_mantik.jobs import TrainingJob as TrainingJob, TrainingRun as TrainingRun
     from prefect_mantik.lifecycle.heartbeat import (
         acrash_runs_of_dead_hosts as acrash_runs_of_dead_hosts,
@@ -73,6 +74,7 @@ _HOMES = {
     ),
     "environment": ("RuntimeContext",),
     "flows.reap_runs": ("reap_runs",),
+    "flows.watch_runs": ("watch_runs",),
     "jobs": ("TrainingJob", "TrainingRun"),
     "lifecycle.heartbeat": ("acrash_runs_of_dead_hosts", "crash_runs_of_dead_hosts"),
     "lifecycle.hook": ("cancel_runs_of_flow",),

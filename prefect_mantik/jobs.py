@@ -22,6 +22,7 @@ from prefect_mantik.errors import (
     SiteSilent,
     WaitTimeout,
 )
+from prefect_mantik.kept import execution_of
 from prefect_mantik.ledger import FlowRunLedger, current_key, root_flow_run_id
 from prefect_mantik.log import run_logger, without_tokens
 from prefect_mantik.loop import acall, call
@@ -272,9 +273,12 @@ async def submit(
     root = await root_flow_run_id()
     if root:
         await advise_reaper()
-    handle = await site.submit(
-        spec, await current_key(key, root, scope), ledger=FlowRunLedger(root), if_ended=if_ended, shared=shared
-    )
+    run_key, execution = await current_key(key, root, scope), await execution_of(root)
+    handle = execution.given(run_key, spec, site, shared) if execution else None
+    if handle is None:
+        handle = await site.submit(spec, run_key, ledger=FlowRunLedger(root), if_ended=if_ended, shared=shared)
+        if execution:
+            execution.give(run_key, handle)
     remember(handle, site, loaded.project)
     return handle
 

@@ -239,6 +239,10 @@ class FlowRunLedger:
         """References of the saved sites that this flow run submitted to."""
         return [value for name, value in (await self._labels()).items() if name.startswith(_SITE_LABEL)]
 
+    async def keep(self, label: str, text: str) -> bool:
+        """Write a label of the flow run, and say whether it is there."""
+        return await self._write({label: text})
+
     async def _labels(self) -> dict[str, str]:
         if self._root is None:
             return {}

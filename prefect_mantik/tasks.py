@@ -17,10 +17,10 @@ from prefect.exceptions import Abort
 from prefect.runtime import task_run
 from prefect.states import Cancelled
 
-from prefect_mantik import jobs
+from prefect_mantik import jobs, suspending
 from prefect_mantik.credentials import MantikCredentials
 from prefect_mantik.documents import aload_block, reference
-from prefect_mantik.errors import MetricMissing, NotSupported, RunsFailed, SubmitsFailed
+from prefect_mantik.errors import ConfigurationError, MetricMissing, NotSupported, RunsFailed, SubmitsFailed
 from prefect_mantik.jobs import OnTimeout, TrainingJob, TrainingRun, as_handle
 from prefect_mantik.loop import acall, call
 from prefect_mantik.results import LoginInfo, ModelVersion
@@ -178,8 +178,11 @@ def wait_for_runs(
     Args:
         runs: Handles in a list, or by key as `submit_runs` returns them.
         on_failure: "raise" when a run did not finish, or "return" all results whatever they are.
-        wait: "hold" keeps this process. "suspend" is not in this version.
-        timeout: Seconds after which to stop waiting. None: no limit.
+        wait: "hold" keeps this process. "suspend" ends it: the flow run is suspended until the deployed flow
+            `watch_runs` sees that the runs ended, and then begins at its top; its submits are given the same runs as
+            before. Where that cannot be (a child flow, a flow without a deployment, a wait within a task, no
+            `watch_runs` deployed) the wait says why, and holds.
+        timeout: Seconds after which to stop waiting. None: no limit. Time that the flow run is suspended counts.
         on_timeout: What then becomes of runs that have not ended: "leave" them alone, or "cancel" them.
 
     Returns:
@@ -189,9 +192,10 @@ def wait_for_runs(
         RunsFailed: Some runs did not finish. It carries all results.
         WaitTimeout: The time passed first.
         SiteSilent: A run gave no sign of life for as long as its site's block allows.
-        NotSupported: `wait="suspend"`.
     """
-    return _unless_cancelled(_wait_for_runs(_handles(runs), on_failure, wait, timeout, on_timeout))
+    handles = _handles(runs)
+    left = suspending.suspend_until_ended(handles, timeout) if _suspends(wait, on_timeout) else timeout
+    return _unless_cancelled(_wait_for_runs(handles, on_failure, left, on_timeout))
 
 
 async def await_for_runs(
@@ -203,7 +207,9 @@ async def await_for_runs(
     on_timeout: OnTimeout = "leave",
 ) -> list[RunResult]:
     """As `wait_for_runs`, awaited."""
-    return _unless_cancelled(await _await_for_runs(_handles(runs), on_failure, wait, timeout, on_timeout))
+    handles = _handles(runs)
+    left = await suspending.asuspend_until_ended(handles, timeout) if _suspends(wait, on_timeout) else timeout
+    return _unless_cancelled(await _await_for_runs(handles, on_failure, left, on_timeout))
 
 
 def wait_for_run(
@@ -340,9 +346,8 @@ async def acancel_run(run: Run) -> None:
 
 @task(name="wait for runs", task_run_name="wait for runs", cache_policy=NO_CACHE)
 def _wait_for_runs(
-    handles: list[RunHandle], on_failure: str, wait: str, timeout: float | None, on_timeout: OnTimeout
+    handles: list[RunHandle], on_failure: str, timeout: float | None, on_timeout: OnTimeout
 ) -> list[RunResult] | State[list[RunResult]]:
-    _refuse_suspend(wait)
     try:
         return _judged(jobs.hold(handles, timeout=timeout, on_timeout=on_timeout), on_failure)
     except Abort as cancelled:
@@ -351,9 +356,8 @@ def _wait_for_runs(
 
 @task(name="wait for runs", task_run_name="wait for runs", cache_policy=NO_CACHE)
 async def _await_for_runs(
-    handles: list[RunHandle], on_failure: str, wait: str, timeout: float | None, on_timeout: OnTimeout
+    handles: list[RunHandle], on_failure: str, timeout: float | None, on_timeout: OnTimeout
 ) -> list[RunResult] | State[list[RunResult]]:
-    _refuse_suspend(wait)
     try:
         return _judged(await jobs.ahold(handles, timeout=timeout, on_timeout=on_timeout), on_failure)
     except Abort as cancelled:
@@ -367,9 +371,13 @@ def _unless_cancelled(outcome: list[RunResult] | State[list[RunResult]]) -> list
     return outcome
 
 
-def _refuse_suspend(wait: str) -> None:
-    if wait != "hold":
-        raise NotSupported(f'wait={wait!r} is not in this version: use wait="hold".')
+def _suspends(wait: str, on_timeout: str) -> bool:
+    """Whether to suspend. What is wrong is said now: after the suspension may be days later."""
+    if wait not in ("hold", "suspend"):
+        raise ConfigurationError(f'wait is "hold" or "suspend", not {wait!r}')
+    if on_timeout not in ("leave", "cancel"):
+        raise ConfigurationError(f'on_timeout is "leave" or "cancel", not {on_timeout!r}')
+    return wait == "suspend"
 
 
 def _judged(results: list[RunResult], on_failure: str) -> list[RunResult]:

@@ -15,6 +15,9 @@ from prefect_mantik.loop import acall, call
 
 AUTOMATION = "prefect-mantik: flow runs without heartbeat are Crashed"
 
+WAITING = "prefect-mantik.flow-run.waiting"
+"""What the watcher sends for each suspended flow run: a last heartbeat may come after the word that it is suspended."""
+
 _HEARTBEAT = "prefect.flow-run.heartbeat"
 _SILENT = (
     "Completed",
@@ -73,7 +76,7 @@ def _automation(within: float, flows: Sequence[str] | None) -> Automation:
     # After a heartbeat either another one is expected or an end; `for_each` counts every flow run by itself.
     trigger = EventTrigger(
         after={_HEARTBEAT},
-        expect={_HEARTBEAT, *_ENDS},
+        expect={_HEARTBEAT, WAITING, *_ENDS},
         match={"prefect.resource.id": "prefect.flow-run.*"},
         match_related={"prefect.resource.role": "flow", "prefect.resource.name": list(flows)} if flows else {},
         for_each={"prefect.resource.id"},

@@ -33,7 +33,7 @@ from prefect_mantik import (
     wait_for_run,
     wait_for_runs,
 )
-from prefect_mantik.errors import BlockInvalid, NotSupported, SubmitsFailed, WaitTimeout
+from prefect_mantik.errors import BlockInvalid, ConfigurationError, NotSupported, SubmitsFailed, WaitTimeout
 from prefect_mantik.ledger import FlowRunLedger, current_key, root_flow_run_id
 from prefect_mantik.loop import acall, call
 from prefect_mantik.sandbox.process import SandboxProcess
@@ -265,8 +265,8 @@ def test_an_unknown_job_is_named(sandbox: SandboxProcess) -> None:
 
 
 def test_what_later_versions_bring_says_so(sandbox: SandboxProcess) -> None:
-    with pytest.raises(NotSupported, match="suspend"):
-        wait_for_runs([], wait="suspend")
+    with pytest.raises(ConfigurationError, match="wait is"):
+        wait_for_runs([], wait="pause")  # type: ignore[arg-type]
 
 
 async def test_a_suspended_laptop_is_no_other_account(sandbox: SandboxProcess) -> None:
