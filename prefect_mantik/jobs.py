@@ -349,7 +349,7 @@ async def log(handle: RunHandle) -> str:
     """The log of a run so far, or its end where it is very long."""
     data, end = await (await site_of(handle)).read_log(handle, -LOG_LIMIT)
     cut = f"[the first {end - len(data)} bytes are left out]\n" if end > len(data) else ""
-    return cut + without_tokens(data.decode(errors="replace"))
+    return cut + without_tokens(data.decode(errors="replace"), is_cut=bool(cut))
 
 
 async def _result(handle: RunHandle) -> RunResult:
@@ -370,11 +370,11 @@ async def _with_log(site: Site, handle: RunHandle, ended: RunStatus) -> RunResul
     if ended.state is RunState.FINISHED:
         return RunResult(handle=handle, status=ended)
     try:
-        data, _ = await site.read_log(handle, -4 * LOG_TAIL)
+        data, end = await site.read_log(handle, -4 * LOG_TAIL)
     except (NotSupported, RequestFailed) as error:
         run_logger().debug("The result of %s comes without its log: %s", handle.describe(), error)
-        data = b""
-    text = without_tokens(data.decode(errors="replace"))
+        data, end = b"", 0
+    text = without_tokens(data.decode(errors="replace"), is_cut=end > len(data))
     return RunResult(handle=handle, status=ended, log_tail=text[-LOG_TAIL:].strip())
 
 

@@ -289,9 +289,7 @@ async def test_a_log_is_read_in_pieces_that_cut_no_character(site: Site, log: by
 
 
 @pytest.mark.parametrize("beyond", [0, 7])
-async def test_behind_the_end_of_a_log_nothing_is_read_and_its_end_is_told(
-    site: Site, log: bytes, beyond: int
-) -> None:
+async def test_behind_the_end_of_a_log_nothing_is_read_and_its_end_is_told(site: Site, log: bytes, beyond: int) -> None:
     jobs, offset = FirecrestJobs(site.client()), len(log) + beyond
     assert await acall(jobs.read_log, PATH, offset) == (b"", len(log))
 

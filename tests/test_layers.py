@@ -28,7 +28,7 @@ LEVELS = (
     {"turns"},
     {"ledger", "waiting", "data"},
     {"cancelling"},
-    {"noticing", "inventory"},
+    {"noticing", "inventory", "log_artifacts"},
     {"run_lists"},
     {"jobs"},
     {"tasks", "lifecycle", "reports"},
