@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -59,11 +58,15 @@ class WrittenSite(Site):
 WrittenSite.__abstractmethods__ = frozenset()
 
 
+def written_site(**attributes: Any) -> WrittenSite:
+    return WrittenSite(**attributes)  # type: ignore[abstract]
+
+
 class Wait:
     """A wait of one site's runs."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **how: Any) -> None:
-        self.now, self.site, self.published = 0.0, how.pop("site", None) or WrittenSite(), list[tuple[str, str, bool]]()
+        self.now, self.site = 0.0, how.pop("site", None) or written_site()
         for module in (following, run_log, showing):
             monkeypatch.setattr(module, "monotonic", lambda: self.now)
         self.follower = LogFollower(**how)
@@ -94,9 +97,9 @@ def handle(number: int = 0, **fields: Any) -> RunHandle:
 
 
 @pytest.fixture(autouse=True)
-def said(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+def said(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     caplog.set_level(logging.INFO)
-    yield caplog
+    return caplog
 
 
 def shown(said: pytest.LogCaptureFixture) -> list[str]:
@@ -279,7 +282,7 @@ async def test_runs_that_do_not_run_are_not_read(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_a_site_that_shows_no_logs_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    wait = Wait(monkeypatch, site=WrittenSite(capabilities=frozenset()))
+    wait = Wait(monkeypatch, site=written_site(capabilities=frozenset()))
     await wait.look()
     await wait.end()
     await wait.close()
@@ -462,7 +465,7 @@ async def test_a_look_that_is_cancelled_loses_and_doubles_nothing(
     assert kept(tmp_path) == "".join(f"line {n}\n" for n in range(39))
 
 
-async def test_the_end_is_published_once_with_two_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_end_is_published_once_by_one_read(monkeypatch: pytest.MonkeyPatch) -> None:
     published = []
 
     async def publish(run: RunHandle, text: str, is_whole: bool) -> None:

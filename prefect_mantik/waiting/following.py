@@ -19,7 +19,7 @@ from prefect_mantik.runs import RunHandle, RunState
 from prefect_mantik.sites.base import Capability, Site
 from prefect_mantik.waiting.kept_log import open_kept_log
 from prefect_mantik.waiting.observing import Observed
-from prefect_mantik.waiting.run_log import RunLog, Tail
+from prefect_mantik.waiting.run_log import WRITE_TIMEOUT, RunLog, Tail
 from prefect_mantik.waiting.showing import Latest, Screen
 
 SHORTEST, LONGEST = 10.0, 60.0
@@ -189,22 +189,25 @@ class LogFollower:
             if not log.is_read:
                 return  # the next look goes on
         tail: Tail | None = None
-        if log.kept is None and self._publish:
+        if log.kept is None and self._publish is not None:
             lines, tail = await log.tail(site, until)
             run.latest.add(lines)
         run.latest.add(await log.finish())
         self._show(run)
-        if self._publish and tail and tail.text:
+        if self._publish is not None and tail and tail.text:
             await self._publish(run.handle, tail.text, tail.is_whole)
         run.done, run.log = True, None
 
     async def _opened(self, handle: RunHandle) -> RunLog:
         if self._directory is None:
             return RunLog(handle)
+        opening = asyncio.to_thread(open_kept_log, self._directory, self._flow_run, handle)
         try:
-            return RunLog(handle, await asyncio.to_thread(open_kept_log, self._directory, self._flow_run, handle))
-        except OSError as error:
+            return RunLog(handle, await asyncio.wait_for(opening, WRITE_TIMEOUT))
+        except (OSError, asyncio.TimeoutError, TimeoutError) as error:
             self._say_disk(error)
+            if isinstance(error, (asyncio.TimeoutError, TimeoutError)):
+                self._directory = None  # a disk that hangs would be waited for once a run
             return RunLog(handle)
 
     # --- Saying ---
