@@ -452,7 +452,7 @@ async def test_a_disk_that_becomes_full_is_said_once_and_the_wait_goes_on(
 
 
 async def test_a_look_that_is_cancelled_loses_and_doubles_nothing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, said: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     wait = Wait(monkeypatch, directory=tmp_path, flow_run="flow-1")
     for number in range(1, 40):
@@ -463,6 +463,7 @@ async def test_a_look_that_is_cancelled_loses_and_doubles_nothing(
     await wait.end()
     await wait.close()
     assert kept(tmp_path) == "".join(f"line {n}\n" for n in range(39))
+    assert [line.rpartition("| ")[2] for line in shown(said)] == [f"line {n}" for n in range(39)]
 
 
 async def test_the_end_is_published_once_by_one_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,8 +180,8 @@ class LogFollower:
     async def _read_parts(self, run: _Followed, log: RunLog, site: Site, most: int, until: float) -> None:
         async for lines in log.parts(site, most, until):
             run.latest.add(lines)
-            if log.trouble:
-                self._say_disk(log.trouble)
+        if log.trouble:
+            self._say_disk(log.trouble)
 
     async def _read_to_end(self, run: _Followed, log: RunLog, site: Site, until: float) -> None:
         if log.kept is not None or self._publish is None:

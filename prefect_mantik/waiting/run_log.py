@@ -61,6 +61,7 @@ class RunLog:
         self._lines = PlainLines()
         self._written = self.offset or 0
         self._mark, self._doubtful = b"", False
+        self._writing: asyncio.Future[None] | None = None
 
     def doubt(self) -> None:
         """The job was put back into the queue: it may begin its log anew."""
@@ -77,10 +78,10 @@ class RunLog:
         self.is_read = False
         for _ in range(most):
             lines = [] if self.kept is None and self.offset is None else await self._part(site, until)
+            yield lines
             await self._keep(lines)
             if self.kept is None and not self.is_read:
-                lines += (await self._jump(site, until))[0]
-            yield lines
+                yield (await self._jump(site, until))[0]
             if self.is_read or monotonic() >= until:
                 return
 
@@ -103,13 +104,14 @@ class RunLog:
     async def _keep(self, lines: list[str]) -> None:
         """Write lines into the file, up to the line that is not whole yet."""
         end = (self.offset or 0) - self._lines.held
-        if self.kept is None or (not lines and end == self._written):
+        if self.kept is not None and (lines or end != self._written):
+            start, self._written = self._written, end
+            self._writing = asyncio.ensure_future(_write(self.kept, lines, start, end, self._writing))
+        if self.kept is None or self._writing is None:
             return
-        start, self._written = self._written, end
-        # Who is cancelled here leaves a thread that writes on: then all of it is written.
-        writing = asyncio.shield(asyncio.to_thread(self.kept.append, lines, start, end))
+        # Who is cancelled here leaves a write that goes on, and the next one waits for it: all is written, in order.
         try:
-            await asyncio.wait_for(writing, WRITE_TIMEOUT)
+            await asyncio.wait_for(asyncio.shield(self._writing), WRITE_TIMEOUT)
         except (OSError, asyncio.TimeoutError, TimeoutError) as error:
             self.kept, self.trouble = None, error
 
@@ -157,3 +159,10 @@ class RunLog:
     async def _read(self, site: Site, offset: int, limit: int | None, until: float) -> tuple[bytes, int]:
         seconds = min(READ_TIMEOUT, max(1.0, until - monotonic()))
         return await asyncio.wait_for(site.read_log(self.handle, offset, limit), seconds)
+
+
+async def _write(kept: KeptLog, lines: list[str], start: int, end: int, earlier: asyncio.Future[None] | None) -> None:
+    """Write after an earlier write, whatever became of that."""
+    if earlier is not None:
+        await asyncio.wait({earlier})
+    await asyncio.to_thread(kept.append, lines, start, end)

@@ -39,7 +39,7 @@ async def follow(handle: RunHandle, directory: Path | None) -> None:
 
 @flow
 def followed(name: str, directory: Path | None = None) -> str:
-    job = TrainingJob.load(name).model_copy(update={"entry_point": "fail"})
+    job = TrainingJob.load(name).model_copy(update={"entry_point": "fail", "parameters": {}})
     call(follow, submit_run(job, key="train"), directory)
     return str(flow_run.id)
 
