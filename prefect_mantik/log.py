@@ -23,7 +23,7 @@ def run_logger() -> Logger:
 # After an m too: what colours text ends with it. At the end of a text half a token is one, too.
 _TOKEN = re.compile(r"(?:\b|(?<=m))eyJ[\w-]+(?:\.[\w-]+\.[\w-]*(?:\.[\w-]+){0,2}|(?:\.[\w-]*)?\Z)")
 
-_CUT_WORD = re.compile(r"\A(?:[\w.-]|\x1b\[[\d;:]*m)+")
+_CUT_WORD = re.compile(r"\A(?:[.-]|\x1b\[[\d;:]*m)*\w(?:[\w.-]|\x1b\[[\d;:]*m)*")
 
 
 def without_tokens(text: str, *, is_cut: bool = False) -> str:

@@ -117,3 +117,7 @@ def test_text_that_ends_within_a_token_does_not_show_its_beginning(at: int) -> N
 
 def test_words_that_begin_like_a_token_are_left_alone() -> None:
     assert without_tokens("theyJoin eyJ. heyJoe.a.b eyJab here") == "theyJoin eyJ. heyJoe.a.b eyJab here"
+
+
+def test_a_cut_line_of_dots_is_no_token() -> None:
+    assert without_tokens("..... --\nnext", is_cut=True) == "..... --\nnext"
