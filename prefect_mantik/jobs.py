@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 from prefect.blocks.abstract import JobBlock, JobRun
-from prefect.exceptions import Abort
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from prefect_mantik.cancelling import advise_reaper
@@ -16,18 +14,14 @@ from prefect_mantik.documents import aload_block
 from prefect_mantik.errors import (
     ConfigurationError,
     NotSupported,
-    RequestFailed,
     RunsFailed,
     ServiceUnavailable,
-    SiteSilent,
-    WaitTimeout,
 )
+from prefect_mantik.holding import OnTimeout, ahold, hold, with_log
 from prefect_mantik.kept import execution_of
 from prefect_mantik.ledger import FlowRunLedger, current_key, root_flow_run_id
-from prefect_mantik.log import run_logger, without_tokens
+from prefect_mantik.log import without_tokens
 from prefect_mantik.loop import acall, call
-from prefect_mantik.noticing import end_runs_if_cancelled, unless_cancelled
-from prefect_mantik.progress import progress_card
 from prefect_mantik.runs import (
     CodeDirectory,
     CodeRepository,
@@ -42,20 +36,10 @@ from prefect_mantik.runs import (
     RunStatus,
     Scope,
 )
-from prefect_mantik.sites.base import Site
 from prefect_mantik.sites.opening import AnySite, remember, site_of
-from prefect_mantik.waiting.observing import Observer
-from prefect_mantik.waiting.settings import settings
-from prefect_mantik.waiting.waits import wait_until_ended
-
-OnTimeout = Literal["leave", "cancel"]
-"""What becomes of jobs when the caller's own timeout passes."""
 
 LOG_LIMIT = 16 * 2**20
 """Bytes of a log that are fetched at once: its end."""
-
-LOG_TAIL = 2_000
-"""Characters of a failed run's log that its result shows."""
 
 
 class TrainingJob(JobBlock[RunResult]):
@@ -288,72 +272,6 @@ async def status(handle: RunHandle) -> RunStatus:
     return (await (await site_of(handle)).poll([handle]))[handle]
 
 
-def hold(handles: list[RunHandle], *, timeout: float | None, on_timeout: OnTimeout) -> list[RunResult]:
-    """Block until runs ended, and return their results in the order given.
-
-    A flow that is cancelled while it blocks here ends its runs before it goes.
-    """
-    try:
-        return call(_wait, handles, timeout, on_timeout)
-    except (Exception, Abort):  # what went wrong; or a cancel that the wait itself noticed
-        raise
-    except BaseException:
-        call(end_runs_if_cancelled, handles)
-        raise
-
-
-async def ahold(handles: list[RunHandle], *, timeout: float | None, on_timeout: OnTimeout) -> list[RunResult]:
-    """As `hold`, awaited."""
-    try:
-        return await acall(_wait, handles, timeout, on_timeout)
-    except (Exception, Abort):  # what went wrong; or a cancel that the wait itself noticed
-        raise
-    except BaseException:
-        call(end_runs_if_cancelled, handles)  # blocking: who cancels the caller may cancel whatever it awaits next, too
-        raise
-
-
-async def _wait(handles: list[RunHandle], timeout: float | None, on_timeout: OnTimeout) -> list[RunResult]:
-    if on_timeout not in ("leave", "cancel"):
-        raise ConfigurationError(f'on_timeout is "leave" or "cancel", not {on_timeout!r}')
-    opened: dict[str, Site] = {}
-    sites: dict[RunHandle, Site] = {}
-    for handle in handles:
-        if handle.site not in opened:
-            sites[handle] = await site_of(handle)
-            if handle.site:
-                opened[handle.site] = sites[handle]
-        else:
-            sites[handle] = opened[handle.site]
-    try:
-        statuses = await unless_cancelled(_until_ended(sites, timeout), handles)
-    except SiteSilent:
-        raise
-    except WaitTimeout as error:
-        if on_timeout == "leave":
-            raise WaitTimeout(f"{error} They were left alone: wait again, or cancel them.", error.handles) from None
-        raise WaitTimeout(f"{error} {await _cancel_late(error.handles)}", error.handles) from None
-    return [await _with_log(sites[handle], handle, statuses[handle]) for handle in handles]
-
-
-async def _until_ended(sites: Mapping[RunHandle, Site], timeout: float | None) -> dict[RunHandle, RunStatus]:
-    """Wait, with whom the settings let look on."""
-    card = progress_card() if settings().progress else None
-    observers: list[Observer] = [card] if card else []
-    return await wait_until_ended(sites, reopen=site_of, timeout=timeout, observers=observers)
-
-
-async def _cancel_late(handles: Sequence[RunHandle]) -> str:
-    """Cancel runs that took too long, and say what became of them."""
-    outcomes = await asyncio.gather(*(cancel(handle) for handle in handles), return_exceptions=True)
-    live = [
-        f"{handle.describe()}: {outcome}"
-        for handle, outcome in zip(handles, outcomes, strict=True)
-        if isinstance(outcome, Exception)
-    ]
-    return "They were cancelled." if not live else f"Not all were cancelled. May be live: {'; '.join(live)}"
-
-
 async def cancel(handle: RunHandle) -> None:
     """End a run."""
     await (await site_of(handle)).cancel(handle)
@@ -363,7 +281,7 @@ async def log(handle: RunHandle) -> str:
     """The log of a run so far, or its end where it is very long."""
     data, end = await (await site_of(handle)).read_log(handle, -LOG_LIMIT)
     cut = f"[the first {end - len(data)} bytes are left out]\n" if end > len(data) else ""
-    return cut + without_tokens(data.decode(errors="replace"))
+    return cut + without_tokens(data.decode(errors="replace"), is_cut=bool(cut))
 
 
 async def _result(handle: RunHandle) -> RunResult:
@@ -373,23 +291,10 @@ async def _result(handle: RunHandle) -> RunResult:
         raise ServiceUnavailable(f"{handle.describe()} cannot be asked now. {now.site_word}")
     if not now.state.is_end:
         raise NotSupported(f"{handle.describe()} has no result yet: it is {now.describe()}. Wait for it first.")
-    result = await _with_log(site, handle, now)
+    result = await with_log(site, handle, now)
     if not result.finished:
         raise RunsFailed([result])
     return result
-
-
-async def _with_log(site: Site, handle: RunHandle, ended: RunStatus) -> RunResult:
-    """A result, with the end of the log where the run failed and the site shows one."""
-    if ended.state is RunState.FINISHED:
-        return RunResult(handle=handle, status=ended)
-    try:
-        data, _ = await site.read_log(handle, -4 * LOG_TAIL)
-    except (NotSupported, RequestFailed) as error:
-        run_logger().debug("The result of %s comes without its log: %s", handle.describe(), error)
-        data = b""
-    text = without_tokens(data.decode(errors="replace"))
-    return RunResult(handle=handle, status=ended, log_tail=text[-LOG_TAIL:].strip())
 
 
 def as_handle(run: RunHandle | RunResult | TrainingRun) -> RunHandle:

@@ -17,11 +17,12 @@ from prefect.exceptions import Abort
 from prefect.runtime import task_run
 from prefect.states import Cancelled
 
-from prefect_mantik import jobs, suspending
+from prefect_mantik import holding, jobs, suspending
 from prefect_mantik.credentials import MantikCredentials
 from prefect_mantik.documents import aload_block, reference
 from prefect_mantik.errors import ConfigurationError, MetricMissing, NotSupported, RunsFailed, SubmitsFailed
-from prefect_mantik.jobs import OnTimeout, TrainingJob, TrainingRun, as_handle
+from prefect_mantik.holding import OnTimeout
+from prefect_mantik.jobs import TrainingJob, TrainingRun, as_handle
 from prefect_mantik.loop import acall, call
 from prefect_mantik.results import LoginInfo, ModelVersion
 from prefect_mantik.runs import IfEnded, ParameterValue, RunHandle, RunMetrics, RunResult, Scope
@@ -349,7 +350,7 @@ def _wait_for_runs(
     handles: list[RunHandle], on_failure: str, timeout: float | None, on_timeout: OnTimeout
 ) -> list[RunResult] | State[list[RunResult]]:
     try:
-        return _judged(jobs.hold(handles, timeout=timeout, on_timeout=on_timeout), on_failure)
+        return _judged(holding.hold(handles, timeout=timeout, on_timeout=on_timeout), on_failure)
     except Abort as cancelled:
         return Cancelled(message=str(cancelled))
 
@@ -359,7 +360,7 @@ async def _await_for_runs(
     handles: list[RunHandle], on_failure: str, timeout: float | None, on_timeout: OnTimeout
 ) -> list[RunResult] | State[list[RunResult]]:
     try:
-        return _judged(await jobs.ahold(handles, timeout=timeout, on_timeout=on_timeout), on_failure)
+        return _judged(await holding.ahold(handles, timeout=timeout, on_timeout=on_timeout), on_failure)
     except Abort as cancelled:
         return Cancelled(message=str(cancelled))
 

@@ -289,9 +289,17 @@ async def test_a_log_is_read_in_pieces_that_cut_no_character(site: Site, log: by
 
 
 @pytest.mark.parametrize("beyond", [0, 7])
-async def test_behind_the_end_of_a_log_nothing_is_asked(site: Site, log: bytes, beyond: int) -> None:
+async def test_behind_the_end_of_a_log_nothing_is_read_and_its_end_is_told(site: Site, log: bytes, beyond: int) -> None:
     jobs, offset = FirecrestJobs(site.client()), len(log) + beyond
-    assert await acall(jobs.read_log, PATH, offset) == (b"", offset)
+    assert await acall(jobs.read_log, PATH, offset) == (b"", len(log))
+
+
+async def test_a_caller_may_want_less_at_once(site: Site, log: bytes) -> None:
+    jobs, parts, offset = FirecrestJobs(site.client()), list[bytes](), 0
+    while offset < len(log):
+        part, offset = await acall(jobs.read_log, PATH, offset, 9)
+        parts.append(part)
+    assert b"".join(parts) == log
 
 
 async def test_one_call_reads_so_much_and_the_next_one_goes_on(

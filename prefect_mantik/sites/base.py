@@ -210,10 +210,15 @@ class Site(ABC):
         """End a run. That it has ended already is success."""
 
     @abstractmethod
-    async def read_log(self, handle: RunHandle, offset: int = 0) -> tuple[bytes, int]:
+    async def read_log(self, handle: RunHandle, offset: int = 0, limit: int | None = None) -> tuple[bytes, int]:
         """What is new in a run's log from an offset in bytes on, and the next offset. No log yet: nothing new.
 
-        A negative offset asks for that many of the last bytes.
+        A log that ends before the offset was begun anew: nothing is given, and the next offset is its end.
+
+        Args:
+            handle: Which run.
+            offset: Where to begin. A negative one asks for that many of the last bytes.
+            limit: About how many bytes at most; who wants more asks again from the next offset.
         """
 
     def store(self, handle: RunHandle | None = None) -> Store:

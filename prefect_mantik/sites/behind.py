@@ -25,7 +25,7 @@ class SiteBehind(Protocol):
         """End the job of a run; False where the site shows none."""
         ...
 
-    async def read_log(self, handle: RunHandle, offset: int) -> tuple[bytes, int] | None:
+    async def read_log(self, handle: RunHandle, offset: int, limit: int | None = None) -> tuple[bytes, int] | None:
         """What is new in the log of a run; None where the site shows no job of it."""
         ...
 
@@ -73,10 +73,10 @@ class JobsBehind:
             self._say(error)
             return False
 
-    async def read_log(self, handle: RunHandle, offset: int) -> tuple[bytes, int] | None:
+    async def read_log(self, handle: RunHandle, offset: int, limit: int | None = None) -> tuple[bytes, int] | None:
         """What is new in the log of a run; None where the site shows no job of it, or cannot be asked."""
         try:
-            return await self._site.read_log(handle, offset)
+            return await self._site.read_log(handle, offset, limit)
         except (RequestFailed, ConfigurationError) as error:
             self._say(error)
             return None

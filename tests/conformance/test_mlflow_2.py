@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from prefect_mantik import TrainingJob, gather_metrics, jobs, register_model, select_best_run
+from prefect_mantik import TrainingJob, gather_metrics, holding, register_model, select_best_run
 from prefect_mantik.errors import NotFound
 from prefect_mantik.loop import call
 from prefect_mantik.runs import RunHandle, RunState
@@ -147,7 +147,7 @@ def test_keeps_tags_and_metrics(tracking: TrackingClient, experiment: str) -> No
 def test_trains_gathers_and_registers(sandbox: SandboxProcess) -> None:
     """Submit to each site, wait, gather the metrics, register the best model: by the code that the tasks run."""
     handles = [submit(training_job(sandbox, site, parameters={"learning-rate": rate})) for site, rate in RATES.items()]
-    results = jobs.hold(handles, timeout=JOB_TIMEOUT, on_timeout="cancel")
+    results = holding.hold(handles, timeout=JOB_TIMEOUT, on_timeout="cancel")
     assert [result.status.state for result in results] == [RunState.FINISHED] * len(handles)
 
     metrics = gather_metrics.fn(handles)

@@ -26,7 +26,7 @@ import httpx
 import tenacity
 
 import prefect_mantik
-from prefect_mantik import api, jobs, tasks, turns
+from prefect_mantik import api, holding, tasks, turns
 from prefect_mantik.documents import aload_block
 from prefect_mantik.errors import MantikError
 from prefect_mantik.jobs import TrainingJob
@@ -159,7 +159,7 @@ async def _run(order: Order, hook: Hook) -> Outcome:
     leave(directory / orders.HANDLE, handle.model_dump_json())
     remember(handle, site, job.project)
     hook.phase = "wait"
-    [result] = await jobs.ahold([handle], timeout=order.timeout, on_timeout="leave")
+    [result] = await holding.ahold([handle], timeout=order.timeout, on_timeout="leave")
     hook.phase = "gather"
     [metrics] = await tasks._gather([handle], None)
     final = {name: value.value for name, value in metrics.final.items()}

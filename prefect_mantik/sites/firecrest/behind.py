@@ -61,14 +61,14 @@ class FirecrestBehind:
             await self._jobs.cancel(job, "", lambda found: found.name == name)
         return job is not None
 
-    async def read_log(self, handle: RunHandle, offset: int) -> tuple[bytes, int] | None:
+    async def read_log(self, handle: RunHandle, offset: int, limit: int | None = None) -> tuple[bytes, int] | None:
         """See `SiteBehind`."""
         job = await self._job_of(handle)
         if job is None:
             return None
         if job not in self._logs:
             self._logs[job] = await self._client.output_path(job)
-        return await self._jobs.read_log(self._logs[job], offset)
+        return await self._jobs.read_log(self._logs[job], offset, limit)
 
     async def log_in(self) -> None:
         """See `SiteBehind`. FirecREST gives a token, and the list of systems, also to who has no account there."""

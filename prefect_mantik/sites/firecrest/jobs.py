@@ -22,7 +22,7 @@ from prefect_mantik.log import run_logger
 from prefect_mantik.loop import per_process
 from prefect_mantik.runs import Reason, RunStatus
 from prefect_mantik.sites.firecrest.directory import cancelled_path
-from prefect_mantik.sites.firecrest.reading import read_piece
+from prefect_mantik.sites.firecrest.reading import is_near_end, read_piece
 from prefect_mantik.sites.firecrest.states import REQUEUED_AFTER, run_status, word
 
 LOG_LIMIT = 16 * 2**20
@@ -154,23 +154,23 @@ class FirecrestJobs:
         except (RequestFailed, ConfigurationError) as error:
             run_logger().warning("Job %s is not marked as cancelled by us. %s", job, error)
 
-    async def read_log(self, path: str, offset: int) -> tuple[bytes, int]:
-        """What is new in a log from an offset on, or its last bytes for a negative one; and the next offset.
-
-        About `LOG_LIMIT` bytes at most: who wants more asks again from the next offset.
-        """
+    async def read_log(self, path: str, offset: int, limit: int | None = None) -> tuple[bytes, int]:
+        """See `Site.read_log`. About `LOG_LIMIT` bytes at most."""
         try:
             size = int((await self._client.stat(path))["size"])
         except NotFound:  # the job has not begun, or its directory is gone
             return b"", max(offset, 0)
-        at = max(0, size + offset) if offset < 0 else offset
-        parts, end = [], min(size, at + LOG_LIMIT)
+        at = max(0, size + offset) if offset < 0 else min(offset, size)
+        parts, end = [], min(size, at + min(limit or LOG_LIMIT, LOG_LIMIT))
         while at < end:
             piece = await read_piece(self._client, path, at, size)
             if not piece.data:
                 break  # the log is shorter than a moment ago, or ends in the middle of a character
             parts.append(piece.data)
+            near_end = is_near_end(at, size)
             at += len(piece.data)
+            if near_end:
+                break  # all was read: what is left may be half a character
         return b"".join(parts), at
 
 

@@ -38,12 +38,17 @@ async def read_piece(client: FirecrestClient, path: str, at: int, size: int) -> 
         at: The offset, below the file's size.
         size: Of the file; it may have grown meanwhile.
     """
-    if size - at <= BLOCK:
+    if is_near_end(at, size):
         return piece_of(await client.tail(path, at), 0)
     begin = at // BLOCK * BLOCK
     text = await client.view(path, begin, BLOCK)
     piece = piece_of(text, at - begin)
     return piece if piece.data else piece_of(text, at - begin, is_cut=False)
+
+
+def is_near_end(at: int, size: int) -> bool:
+    """Whether one piece from an offset on goes to the end of the file."""
+    return size - at <= BLOCK
 
 
 def piece_of(text: str, skip: int, *, is_cut: bool = True) -> Piece:

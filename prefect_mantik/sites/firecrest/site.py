@@ -369,9 +369,9 @@ class DirectFirecrestSite(DirectSite):
         cancelled = await self._jobs.cancel(job, directory or "", lambda found: _is_of(handle, found))
         await (self._close_as_killed(handle) if cancelled else self._close_as_ended(handle))
 
-    async def read_log(self, handle: RunHandle, offset: int = 0) -> tuple[bytes, int]:
+    async def read_log(self, handle: RunHandle, offset: int = 0, limit: int | None = None) -> tuple[bytes, int]:
         """Read the log in the job's directory. See `Site.read_log`."""
-        return await self._jobs.read_log(places.log_path(await self._directory_of(handle)), offset)
+        return await self._jobs.read_log(places.log_path(await self._directory_of(handle)), offset, limit)
 
     def store(self, handle: RunHandle | None = None) -> Store:
         """The working root, or the directory of a run. See `Site.store`."""

@@ -205,9 +205,9 @@ class PlatformSite(Site):
         except RequestFailed as error:
             run_logger().warning("%s is not marked as cancelled by us: %s", handle.describe(), error)
 
-    async def read_log(self, handle: RunHandle, offset: int = 0) -> tuple[bytes, int]:
+    async def read_log(self, handle: RunHandle, offset: int = 0, limit: int | None = None) -> tuple[bytes, int]:
         """Read the log at the site itself, or through the platform where it has a path. See `Site.read_log`."""
-        if self._behind and (found := await self._behind.read_log(handle, offset)):
+        if self._behind and (found := await self._behind.read_log(handle, offset, limit)):
             return found
         project_id, run_id = await self._platform_ids(handle)
         try:
@@ -217,7 +217,11 @@ class PlatformSite(Site):
                 f"The log of {handle.describe()} was not read. {error}{self._why_not_there()} "
                 f"What shows it: {_REACH_IT}."
             ) from None
-        return text[offset:], max(offset, len(text))
+        if not text:  # the run has not begun, or the platform tells nothing of it now
+            return b"", max(offset, 0)
+        at = max(0, len(text) + offset) if offset < 0 else min(offset, len(text))
+        part = text[at:] if limit is None else text[at : at + limit]
+        return part, at + len(part)
 
     async def check(self) -> builtins.list[Finding]:
         """Log in, get the Connection, search the experiment. See `Site.check`."""

@@ -69,10 +69,10 @@ class UnicoreBehind:
             await self._jobs.cancel(job)
         return job is not None
 
-    async def read_log(self, handle: RunHandle, offset: int) -> tuple[bytes, int] | None:
+    async def read_log(self, handle: RunHandle, offset: int, limit: int | None = None) -> tuple[bytes, int] | None:
         """See `SiteBehind`."""
         job = await self._job_of(handle)
-        return await self._jobs.read_log(job, offset) if job else None
+        return await self._jobs.read_log(job, offset, limit) if job else None
 
     async def log_in(self) -> None:
         """See `SiteBehind`."""

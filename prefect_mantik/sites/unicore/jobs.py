@@ -89,19 +89,17 @@ class UnicoreJobs:
         await self._client.act("abort", job)
         return True
 
-    async def read_log(self, job: str, offset: int) -> tuple[bytes, int]:
-        """What is new in a job's log from an offset on, or its last bytes for a negative one; and the next offset.
-
-        At most `LOG_LIMIT` bytes: who wants more asks again from the next offset.
-        """
+    async def read_log(self, job: str, offset: int, limit: int | None = None) -> tuple[bytes, int]:
+        """See `Site.read_log`. At most `LOG_LIMIT` bytes."""
         try:
             size = (await self._client.stat(uspace(job), LOG)).size
         except NotFound:  # the job has not begun, or its directory is gone
             return b"", max(offset, 0)
-        at = max(0, size + offset) if offset < 0 else offset
-        if at >= size:
+        at = max(0, size + offset) if offset < 0 else min(offset, size)
+        if at == size:
             return b"", at
-        part = await self._client.read(uspace(job), LOG, at, min(size, at + LOG_LIMIT) - 1)
+        end = min(size, at + min(limit or LOG_LIMIT, LOG_LIMIT))
+        part = await self._client.read(uspace(job), LOG, at, end - 1)
         return part, at + len(part)
 
 

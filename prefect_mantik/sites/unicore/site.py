@@ -315,9 +315,9 @@ class DirectUnicoreSite(DirectSite):
             return
         await (self._close_as_killed(handle) if aborted else self._close_as_ended(handle))
 
-    async def read_log(self, handle: RunHandle, offset: int = 0) -> tuple[bytes, int]:
+    async def read_log(self, handle: RunHandle, offset: int = 0, limit: int | None = None) -> tuple[bytes, int]:
         """Read the log in the job's directory. See `Site.read_log`."""
-        return await self._jobs.read_log(handle.remote_id, offset)
+        return await self._jobs.read_log(handle.remote_id, offset, limit)
 
     def store(self, handle: RunHandle | None = None) -> Store:
         """The user's home, or the directory of a run. See `Site.store`."""
