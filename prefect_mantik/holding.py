@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from prefect.exceptions import Abort
 
 from prefect_mantik.errors import ConfigurationError, NotSupported, RequestFailed, SiteSilent, WaitTimeout
 from prefect_mantik.log import run_logger, without_tokens
-from prefect_mantik.log_artifacts import publish_log
 from prefect_mantik.loop import acall, call
 from prefect_mantik.noticing import end_runs_if_cancelled, unless_cancelled
-from prefect_mantik.progress import progress_card
 from prefect_mantik.runs import RunHandle, RunResult, RunState, RunStatus
 from prefect_mantik.sites.base import Site
 from prefect_mantik.sites.opening import site_of
-from prefect_mantik.waiting.following import log_follower
-from prefect_mantik.waiting.observing import Observer
-from prefect_mantik.waiting.settings import settings
-from prefect_mantik.waiting.waits import wait_until_ended
+
+if TYPE_CHECKING:
+    from prefect_mantik.waiting.observing import Observer
 
 OnTimeout = Literal["leave", "cancel"]
 """What becomes of jobs when the caller's own timeout passes."""
@@ -79,6 +76,12 @@ async def _wait(handles: list[RunHandle], timeout: float | None, on_timeout: OnT
 
 async def _until_ended(sites: Mapping[RunHandle, Site], timeout: float | None) -> dict[RunHandle, RunStatus]:
     """Wait, with whom the settings let look on."""
+    from prefect_mantik.log_artifacts import publish_log
+    from prefect_mantik.progress import progress_card
+    from prefect_mantik.waiting.following import log_follower
+    from prefect_mantik.waiting.settings import settings
+    from prefect_mantik.waiting.waits import wait_until_ended
+
     told = settings()
     observers: list[Observer] = []
     if told.follow_logs:

@@ -18,7 +18,6 @@ from prefect_mantik.errors import (
     ServiceUnavailable,
 )
 from prefect_mantik.holding import OnTimeout, ahold, hold, with_log
-from prefect_mantik.kept import execution_of
 from prefect_mantik.ledger import FlowRunLedger, current_key, root_flow_run_id
 from prefect_mantik.log import without_tokens
 from prefect_mantik.loop import acall, call
@@ -252,6 +251,8 @@ async def submit(
     shared: bool = False,
 ) -> RunHandle:
     """Submit a run of a job, on the background loop. See `tasks.submit_run`."""
+    from prefect_mantik.kept import execution_of
+
     loaded = await aload_block(TrainingJob, job) if isinstance(job, str) else job
     spec, site = loaded.spec(parameters), loaded.site.open(loaded.project)
     root = await root_flow_run_id()

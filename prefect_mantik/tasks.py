@@ -17,7 +17,7 @@ from prefect.exceptions import Abort
 from prefect.runtime import task_run
 from prefect.states import Cancelled
 
-from prefect_mantik import holding, jobs, suspending
+from prefect_mantik import holding, jobs
 from prefect_mantik.credentials import MantikCredentials
 from prefect_mantik.documents import aload_block, reference
 from prefect_mantik.errors import ConfigurationError, MetricMissing, NotSupported, RunsFailed, SubmitsFailed
@@ -195,7 +195,11 @@ def wait_for_runs(
         SiteSilent: A run gave no sign of life for as long as its site's block allows.
     """
     handles = _handles(runs)
-    left = suspending.suspend_until_ended(handles, timeout) if _suspends(wait, on_timeout) else timeout
+    left = timeout
+    if _suspends(wait, on_timeout):
+        from prefect_mantik.suspending import suspend_until_ended
+
+        left = suspend_until_ended(handles, timeout)
     return _unless_cancelled(_wait_for_runs(handles, on_failure, left, on_timeout))
 
 
@@ -209,7 +213,11 @@ async def await_for_runs(
 ) -> list[RunResult]:
     """As `wait_for_runs`, awaited."""
     handles = _handles(runs)
-    left = await suspending.asuspend_until_ended(handles, timeout) if _suspends(wait, on_timeout) else timeout
+    left = timeout
+    if _suspends(wait, on_timeout):
+        from prefect_mantik.suspending import asuspend_until_ended
+
+        left = await asuspend_until_ended(handles, timeout)
     return _unless_cancelled(await _await_for_runs(handles, on_failure, left, on_timeout))
 
 
