@@ -123,10 +123,12 @@ async def _noticed() -> CancelledFlow:
     executing, heard = UUID(str(runtime_flow_run.id)), asyncio.Event()
     stream = event_stream()
     stop = stream.listen(CANCELS, lambda event: heard.set() if _is_of(executing, event) else None)
+    beside = NOTICE
     try:
         while True:
-            await _until_it_is_time(heard, stream)
+            await _until_it_is_time(heard, stream, beside)
             heard.clear()
+            beside = NOTICE
             try:
                 cancelled = await _cancelled()
             except Exception as error:  # noqa: BLE001  # a Prefect that is away must not end a wait of days
@@ -134,16 +136,20 @@ async def _noticed() -> CancelledFlow:
                 continue
             if cancelled:
                 return cancelled
+            beside = NOTICE_BESIDE
     finally:
         stop()
 
 
-async def _until_it_is_time(heard: asyncio.Event, stream: EventStream) -> None:
-    """Until a cancel is heard, or a look is due: often only as long as nothing can be heard."""
+async def _until_it_is_time(heard: asyncio.Event, stream: EventStream, beside: float) -> None:
+    """Until a cancel is heard, or a look is due: often only as long as nothing can be heard.
+
+    The first look is soon in any case: what was cancelled before anybody listened is not heard.
+    """
     began = monotonic()
     jitter = random.uniform(0.8, 1.0)  # noqa: S311
     while not heard.is_set():
-        left = began + jitter * (NOTICE_BESIDE if stream.connected else NOTICE) - monotonic()
+        left = began + jitter * (beside if stream.connected else NOTICE) - monotonic()
         if left <= 0:
             return
         with contextlib.suppress(asyncio.TimeoutError, TimeoutError):

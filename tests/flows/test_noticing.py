@@ -27,9 +27,13 @@ def started(server: PrefectServer, *arguments: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("shape", ["direct", "gathered", "mapped", "nested"])
-def test_cancelled_in_the_ui(sandbox: SandboxProcess, prefect_server: PrefectServer, shape: str) -> None:
-    process = started(prefect_server, "4", shape, "train-birch", "train-cedar")
+@pytest.mark.parametrize(
+    ("shape", "notice"),
+    [("direct", "4"), ("direct", "600"), ("gathered", "600"), ("mapped", "4"), ("nested", "600")],
+)
+def test_cancelled_in_the_ui(sandbox: SandboxProcess, prefect_server: PrefectServer, shape: str, notice: str) -> None:
+    """By a look every four seconds; and by Prefect's event stream, where no look is due for ten minutes."""
+    process = started(prefect_server, notice, shape, "train-birch", "train-cedar")
     try:
         assert process.stdout is not None
         line = next(line for line in process.stdout if line.startswith("ID "))
