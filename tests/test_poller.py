@@ -193,7 +193,7 @@ async def test_a_mistake_of_ours_reaches_who_waits(clock: VirtualClock, monkeypa
 # --- An account that is away -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("one_call", "count"), [(True, 1000), (False, 200)])
+@pytest.mark.parametrize(("one_call", "count"), [(True, 300), (False, 200)])
 async def test_hours_of_outage_of_a_site_with_many_runs(
     clock: VirtualClock, one_call: bool, count: int, caplog: pytest.LogCaptureFixture
 ) -> None:
