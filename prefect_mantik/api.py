@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path, PurePosixPath
+from time import monotonic
 from typing import Any, Protocol
 from urllib.parse import quote, urlsplit
 
@@ -152,10 +153,16 @@ class JsonApi:
         self._account = f"{username}@{url.scheme}://{url.netloc}"
         self._loopback = is_loopback(url.hostname or "")
         self._ahead = timedelta(0)
+        self._quiet_until = 0.0
 
     def now(self) -> datetime:
         """The server's clock, as far as its answers tell: ours may be wrong by hours."""
         return datetime.now(timezone.utc) + self._ahead
+
+    @property
+    def quiet(self) -> float:
+        """Seconds for which the server still asks not to be asked again."""
+        return max(0.0, self._quiet_until - monotonic())
 
     async def call(self, call: Call) -> Any:
         """Make a call and return the JSON that the server answers (None for an empty body).
@@ -266,13 +273,13 @@ class JsonApi:
     def _judged(self, response: httpx.Response, call: Call) -> Exception:
         status = response.status_code
         if status == 429:
-            again = retry_after(response)
+            again = self._heeded(response)
             error = self._error(ServiceUnavailable, call, response, "asks to slow down", sent=False, retry_after=again)
             return Repeat(error, again)
         if response.is_redirect:
             return self._error(ServiceUnavailable, call, response, "sends us elsewhere, which we do not follow")
         if status >= 500 or status in (408, 425):
-            again = retry_after(response)
+            again = self._heeded(response)
             error = self._error(ServiceUnavailable, call, response, "could not answer", retry_after=again)
             return Repeat(error, again) if call.repeatable else error
         if status == 401:
@@ -280,6 +287,11 @@ class JsonApi:
         if status == 404:
             return self._error(NotFound, call, response, "knows no such thing")
         return self._error(RequestFailed, call, response, "refused the request")
+
+    def _heeded(self, response: httpx.Response) -> float | None:
+        again = retry_after(response)
+        self._quiet_until = max(self._quiet_until, monotonic() + (again or 0.0))
+        return again
 
     def _error(
         self, kind: type[RequestFailed], call: Call, response: httpx.Response, what: str, **more: Any

@@ -34,6 +34,9 @@ LINGER = 2.0
 MOST_WORDS = 100
 """Words that wait to be said; more are lost."""
 
+FRESH = 30.0
+"""Seconds for which a word waits to be said: later it would tell of what is no more."""
+
 Listener = Callable[[Event], None]
 
 
@@ -43,8 +46,13 @@ class EventStream:
     def __init__(self) -> None:
         self._listeners: dict[object, tuple[str, Listener]] = {}
         self._task: asyncio.Task[None] | None = None
-        self._words: asyncio.Queue[Event] = asyncio.Queue(MOST_WORDS)
-        self.connected = False
+        self._words: asyncio.Queue[tuple[float, Event]] = asyncio.Queue(MOST_WORDS)
+        self._hears = asyncio.Event()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the server can be heard now."""
+        return self._hears.is_set()
 
     def listen(self, prefix: str, listener: Listener) -> Callable[[], None]:
         """Call a listener with each event whose name has a prefix (ours, or cancels); the result ends that."""
@@ -72,7 +80,7 @@ class EventStream:
             payload=dict(payload),
         )
         if not self._words.full():
-            self._words.put_nowait(event)
+            self._words.put_nowait((monotonic(), event))
 
     async def _stay_connected(self, *directions: Callable[[], Awaitable[None]]) -> None:
         await asyncio.gather(*(self._again_and_again(direction) for direction in directions))
@@ -89,23 +97,30 @@ class EventStream:
             await sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311  # jitter
 
     async def _speak(self) -> None:
-        word = await self._words.get()
+        await self._hears.wait()  # Prefect's client would warn of each word that it cannot say
+        word = await self._fresh_word()
         async with get_events_client(reconnection_attempts=1) as client:
             while True:
                 await client.emit(word)
-                word = await self._words.get()
+                word = await self._fresh_word()
+
+    async def _fresh_word(self) -> Event:
+        while True:
+            since, event = await self._words.get()
+            if monotonic() - since < FRESH:
+                return event
 
     async def _hear(self) -> None:
         names = EventFilter(event=EventNameFilter(prefix=[OUR_EVENTS, CANCELS]))
         async with get_events_subscriber(filter=names, reconnection_attempts=0) as events:
-            self.connected = True
+            self._hears.set()
             try:
                 async for event in events:
                     for prefix, listener in tuple(self._listeners.values()):
                         if event.event.startswith(prefix):
                             self._hand_on(event, listener)
             finally:
-                self.connected = False
+                self._hears.clear()
 
     def _hand_on(self, event: Event, listener: Listener) -> None:
         try:

@@ -63,6 +63,11 @@ class FirecrestClient:
         """The server's clock."""
         return self._api.now()
 
+    @property
+    def quiet(self) -> float:
+        """See `JsonApi.quiet`."""
+        return self._api.quiet
+
     # --- The system -------------------------------------------------------------------------------------------------
 
     async def about(self) -> System:

@@ -120,6 +120,11 @@ class Site(ABC):
         """The account as other processes know it too, without a secret; None where each process asks for itself."""
         return None
 
+    @property
+    def quiet(self) -> float:
+        """Seconds for which the account's server asked, with its last answers, not to be asked again; 0: not at all."""
+        return 0.0
+
     async def submit(
         self, spec: RunSpec, key: RunKey, *, ledger: Ledger, if_ended: IfEnded = "raise", shared: bool = False
     ) -> RunHandle:

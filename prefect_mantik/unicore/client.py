@@ -65,6 +65,11 @@ class UnicoreClient:
         """The site's clock."""
         return self._api.now()
 
+    @property
+    def quiet(self) -> float:
+        """See `JsonApi.quiet`."""
+        return self._api.quiet
+
     async def who(self) -> SiteProperties:
         """Log in, and ask who we are and whether the site takes jobs."""
         return await self._login.who()

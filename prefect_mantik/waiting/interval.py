@@ -60,7 +60,7 @@ def age(status: RunStatus) -> float:
 
 def after_failures(failures: int, bounds: Bounds) -> float:
     """Seconds until an account is asked again that could not be asked several times on end."""
-    return float(min(bounds.shortest * 2 ** min(failures, 20), max(bounds.longest, bounds.queued)))
+    return float(min(bounds.shortest * 2 ** min(failures, 20), bounds.longest))
 
 
 def _seconds(start: datetime | None, end: datetime | None) -> float | None:

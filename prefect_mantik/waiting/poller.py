@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Hashable, Iterable, Mapping, Sequence
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from prefect_mantik import event_stream
 from prefect_mantik.errors import ConfigurationError, RequestFailed, ServiceUnavailable
@@ -18,8 +20,19 @@ from prefect_mantik.waiting.interval import Bounds
 from prefect_mantik.waiting.settings import settings
 from prefect_mantik.waiting.sharing import OpenSite, Sharing, Tell
 
+T = TypeVar("T")
+
 AT_ONCE = 32
 """Runs of which each is a call are asked in parts: a site that is down is not asked a thousand times to say so."""
+
+EARLY = 0.05
+"""Of its pause: by so much a run is asked earlier together with others, so that a thousand runs are few rounds."""
+
+MOST_TRIES = 40
+"""Calls of one round that look for the one answer that cannot be read."""
+
+LONGEST_QUIET = 3600.0
+"""Seconds for which a server is left alone that asks for it, at most: a date in ten years must not end a wait."""
 
 
 @dataclass(eq=False)
@@ -29,22 +42,24 @@ class Seat:
     Attributes:
         handle: Which run.
         site: Its site, as it was opened last.
-        tells: Who waits for it here.
+        tells: Who waits for it here, and in whose name to log what is said of it meanwhile.
         guests: Who waits for it in other processes.
         status: What was told last, but for what could not be asked.
         seen: When its state was first seen.
         asked: When it was asked last.
         due: When it is to be asked again.
+        pause: Seconds from when that was said until then.
     """
 
     handle: RunHandle
     site: Site
-    tells: list[Tell] = field(default_factory=list)
+    tells: dict[Tell, Context] = field(default_factory=dict)
     guests: list[Tell] = field(default_factory=list)
     status: RunStatus | None = None
     seen: float = field(default_factory=clock.monotonic)
     asked: float | None = None
     due: float = 0.0
+    pause: float = 0.0
 
     def take(self, status: RunStatus) -> None:
         """Hand a status on to who waits for it."""
@@ -69,6 +84,7 @@ class Poller:
         self._seats: dict[RunHandle, Seat] = {}
         self._news = asyncio.Event()
         self._failures, self._not_before = 0, 0.0
+        self._said: set[Hashable] = set()
         self._task: asyncio.Task[None] | None = None
 
     def join(self, handle: RunHandle, site: Site, tell: Tell, open_site: OpenSite | None = None) -> None:
@@ -81,10 +97,10 @@ class Poller:
             open_site: Opens the sites of runs that other processes want; None: this process asks for itself alone.
         """
         seat = self._sit(handle, site)
-        seat.tells.append(tell)
+        seat.tells[tell] = copy_context()
         if seat.status and seat.due > clock.monotonic():
             tell(seat.status)
-        if self._task is None:
+        if self._task is None or self._task.done():
             self._task = asyncio.ensure_future(self._run())
             account = site.shared_account
             if open_site and account and settings().share_polls and event_stream.is_there():
@@ -92,14 +108,18 @@ class Poller:
         if self._sharing:
             self._sharing.wants_change()
 
-    def join_guest(self, handle: RunHandle, site: Site, tell: Tell) -> None:
-        """Ask for a run that another process waits for, as long as somebody waits here too."""
+    def join_guest(self, handle: RunHandle, site: Site, tell: Tell) -> bool:
+        """See `sharing.Host`. It is asked as long as somebody waits here too."""
+        if _key_of(site) != self._key:
+            return False
         self._sit(handle, site).guests.append(tell)
+        return True
 
     def _sit(self, handle: RunHandle, site: Site) -> Seat:
         seat = self._seats.setdefault(handle, Seat(handle, site))
         seat.site = site
-        if seat.asked is None or clock.monotonic() - seat.asked > bounds_of(site).shortest:
+        covered = self._sharing is not None and self._sharing.covers(handle)
+        if seat.asked is None or (not covered and clock.monotonic() - seat.asked > bounds_of(site).shortest):
             seat.due = clock.monotonic()
         self._news.set()
         return seat
@@ -109,9 +129,9 @@ class Poller:
         seat = self._seats.get(handle)
         if seat is None:
             return
-        for waiting in (seat.tells, seat.guests):
-            if tell in waiting:
-                waiting.remove(tell)
+        seat.tells.pop(tell, None)
+        if tell in seat.guests:
+            seat.guests.remove(tell)
         if not seat.tells and not seat.guests:
             del self._seats[handle]
         self._news.set()
@@ -142,7 +162,7 @@ class Poller:
                 self._news.clear()
                 due = self._due()
                 if due:
-                    await self._round(due)
+                    await _in_the_name_of(due, self._round(due))
                 else:
                     soonest = min(seat.due for seat in self._seats.values())
                     await clock.sleep_or(self._news, max(soonest, self._not_before) - clock.monotonic())
@@ -151,12 +171,14 @@ class Poller:
                 for tell in tuple(seat.tells):
                     tell(error)
         finally:
-            _pollers().pop(self._key, None)
+            if _pollers().get(self._key) is self:
+                del _pollers()[self._key]
             if self._sharing:
                 self._sharing.stop()
+                self._sharing = None
 
     def _due(self) -> list[Seat]:
-        """Who is to be asked now; where one call asks for all, all as soon as it is one's turn."""
+        """Who is to be asked now, and soon; where one call asks for all, all as soon as it is one's turn."""
         now = clock.monotonic()
         if now < self._not_before:
             return []
@@ -164,68 +186,86 @@ class Poller:
         due = [seat for seat in seats if seat.due <= now]
         if self._sharing and any(self._sharing.covers(seat.handle) for seat in due):
             self._sharing.asked_alone()
-        return seats if due and due[0].site.one_call else due
+        if not due or due[0].site.one_call:
+            return seats if due else []
+        return [seat for seat in seats if seat.due - EARLY * seat.pause <= now]
 
     async def _round(self, due: Sequence[Seat]) -> None:
+        due = sorted(due, key=lambda seat: seat.asked or 0.0)  # so that none stays the last one of many
         part = len(due) if due[0].site.one_call else AT_ONCE
         for start in range(0, len(due), part):
             seats = [seat for seat in due[start : start + part] if self._seats.get(seat.handle) is seat]
             if not seats:
                 continue
             statuses = await self._refined(seats, await self._asked(seats))
-            failed = all(status.state is RunState.UNKNOWN for status in statuses.values())
-            if failed:
-                rest = dict.fromkeys((seat.handle for seat in due[start + part :]), next(iter(statuses.values())))
-                self._take([*seats, *due[start + part :]], {**rest, **statuses})
+            self._heed_quiet(seats[0].site.quiet)
+            self._take(seats, statuses)
+            if all(_is_away(status) for status in statuses.values()):
+                word = next(iter(statuses.values()))
+                self._take(due[start + part :], {seat.handle: word for seat in due[start + part :]}, asked=False)
                 self._back_off(seats[0].site)
                 return
             self._failures = 0
-            self._take(seats, statuses)
 
-    def _take(self, seats: Sequence[Seat], statuses: Mapping[RunHandle, RunStatus]) -> None:
+    def _take(self, seats: Sequence[Seat], statuses: Mapping[RunHandle, RunStatus], asked: bool = True) -> None:
         now = clock.monotonic()
         for seat in seats:
-            seat.asked = now
+            if asked:
+                seat.asked = now
             seat.take(statuses[seat.handle])
             regular = interval.pause(seat.status, now - seat.seen, bounds_of(seat.site))
-            seat.due = now + regular * random.uniform(0.9, 1.1)  # noqa: S311  # jitter
-            if seat.status and seat.status.state.is_end and statuses[seat.handle].state.is_end:
-                self._seats.pop(seat.handle, None)
+            pause = self._sharing.pause(seat.handle, regular) if self._sharing else regular
+            seat.pause = pause * random.uniform(0.9, 1.1)  # noqa: S311  # jitter
+            seat.due = now + seat.pause
+            if statuses[seat.handle].state.is_end and self._seats.get(seat.handle) is seat:
+                del self._seats[seat.handle]
 
     def _back_off(self, site: Site) -> None:
         """Nobody could be asked: the account is left alone, longer each time."""
         seconds = interval.after_failures(self._failures, bounds_of(site)) * random.uniform(0.9, 1.1)  # noqa: S311
         self._failures += 1
-        self._not_before = max(self._not_before, clock.monotonic() + seconds)
+        self._heed_quiet(seconds)
+
+    def _heed_quiet(self, seconds: float) -> None:
+        self._not_before = max(self._not_before, clock.monotonic() + min(seconds, LONGEST_QUIET))
 
     async def _asked(self, seats: Sequence[Seat]) -> dict[RunHandle, RunStatus]:
-        handles = [seat.handle for seat in seats]
-        try:
-            found = await seats[0].site.ask(handles)
-        except (RequestFailed, ConfigurationError) as error:
-            if isinstance(error, ServiceUnavailable) and error.retry_after:
-                self._not_before = clock.monotonic() + error.retry_after
-            return dict.fromkeys(handles, not_asked(error))
-        except Exception as error:  # noqa: BLE001  # one answer that nobody thought of must not hide all others
-            if len(seats) == 1:
-                return {handles[0]: not_read(handles[0], error)}
-            middle = len(seats) // 2
-            return {**await self._asked(seats[:middle]), **await self._asked(seats[middle:])}
-        return {handle: found.get(handle) or not_read(handle, LookupError("no word of it")) for handle in handles}
+        """What the site says. One answer that nobody thought of must not hide all others: it is looked for."""
+        statuses: dict[RunHandle, RunStatus] = {}
+        parts, tries = [[seat.handle for seat in seats]], 0
+        while parts:
+            part, tries = parts.pop(), tries + 1
+            try:
+                found = await seats[0].site.ask(part)
+            except (RequestFailed, ConfigurationError) as error:
+                if isinstance(error, ServiceUnavailable) and error.retry_after:
+                    self._heed_quiet(error.retry_after)
+                statuses |= dict.fromkeys(part, not_asked(error))
+            except Exception as error:  # noqa: BLE001  # a mistake of ours, or of a site
+                if len(part) == 1 or tries >= MOST_TRIES:
+                    statuses |= {handle: not_read(handle, error) for handle in part}
+                else:
+                    parts += [part[: len(part) // 2], part[len(part) // 2 :]]
+            else:
+                missing = LookupError("no word of it")
+                statuses |= {handle: found.get(handle) or not_read(handle, missing) for handle in part}
+        return statuses
 
     async def _refined(self, seats: Sequence[Seat], statuses: dict[RunHandle, RunStatus]) -> dict[RunHandle, RunStatus]:
         """Let each site say what it knows better of its own runs."""
         sites: dict[Hashable, list[Seat]] = {}
         for seat in seats:
             sites.setdefault(seat.handle.site or id(seat.site), []).append(seat)
-        for theirs in sites.values():
+        for of, theirs in sites.items():
             told = {seat.handle: statuses[seat.handle] for seat in theirs}
             try:
-                statuses |= await theirs[-1].site.refine(told)
+                statuses |= await _in_the_name_of(theirs, theirs[-1].site.refine(told))
+                self._said.discard(of)
             except Exception as error:  # noqa: BLE001  # what the account said is still true
-                run_logger().warning(
-                    "%s: only what its account tells is known (%s).", theirs[-1].site.name, type(error).__name__
-                )
+                if of not in self._said:
+                    self._said.add(of)
+                    name, what = theirs[-1].site.name, type(error).__name__
+                    run_logger().warning("%s: only what its account tells is known (%s).", name, what)
         return statuses
 
 
@@ -236,8 +276,20 @@ def _pollers() -> dict[Hashable, Poller]:
 
 def poller_of(site: Site) -> Poller:
     """The poller of a site's account, started when the first run joins."""
-    key = (site.kind, site.account)
+    key = _key_of(site)
     return _pollers().setdefault(key, Poller(key))
+
+
+def _key_of(site: Site) -> Hashable:
+    return site.kind, site.account
+
+
+async def _in_the_name_of(seats: Sequence[Seat], work: Coroutine[Any, Any, T]) -> T:
+    """Log lines of some work belong to a flow run that waits for one of these runs, not to whoever came first."""
+    contexts = (context for seat in seats for context in seat.tells.values())
+    if (context := next(contexts, None)) is None:
+        return await work
+    return await context.copy().run(asyncio.ensure_future, work)
 
 
 def bounds_of(site: Site) -> Bounds:
@@ -246,6 +298,10 @@ def bounds_of(site: Site) -> Bounds:
     shortest = site.pace.shortest or told.poll_shortest
     longest = site.pace.longest or max(told.poll_longest, shortest)
     return Bounds(shortest, longest, max(told.poll_queued, longest) if not site.pace.longest else longest)
+
+
+def _is_away(status: RunStatus) -> bool:
+    return status.state is RunState.UNKNOWN and status.reason is not Reason.UNREADABLE
 
 
 def not_read(handle: RunHandle, error: Exception) -> RunStatus:

@@ -84,12 +84,13 @@ class _Wait:
     def __init__(self, runs: Sequence[Watched], reopen: Reopen) -> None:
         self.runs = runs
         self._reopen = reopen
-        self._told: list[tuple[Tended, RunStatus | Exception]] = []
+        self._told: list[tuple[Tended, RunStatus]] = []
+        self._mistake: Exception | None = None
         self._news = asyncio.Event()
         self.changed: list[asyncio.Event] = []
         self._tended = [Tended(run) for run in runs]
         self._leave: dict[RunHandle, Callable[[], None]] = {}
-        self._reopened = clock.monotonic()
+        self._reopened = self._heeded = clock.monotonic()
 
     async def until_ended(self) -> None:
         """Take what is told until all runs ended and their books are closed, or cannot be."""
@@ -125,23 +126,32 @@ class _Wait:
         self._leave[run.handle] = functools.partial(poller.leave, run.handle, tell)
 
     def _tell(self, one: Tended, status: RunStatus | Exception) -> None:
-        self._told.append((one, status))
+        if isinstance(status, Exception):
+            self._mistake = status
+        else:
+            self._told.append((one, status))
         self._news.set()
 
     def _take(self) -> None:
+        if self._mistake:
+            raise self._mistake
         told, self._told = self._told, []
+        watching.take([(one.run, status) for one, status in told], self.runs)
         for one, status in told:
-            if isinstance(status, Exception):
-                raise status
-            one.run.take(status)
             one.news = one.run.status if one.run.unknown_since is None else status
-        watching.heed_silence([one.run for one, _ in told])
-        for one, _ in told:
-            if one.run.given_up:
-                self._leave[one.run.handle]()
+        self._heed_silence([one.run for one, _ in told])
         if told:
             for changed in self.changed:
                 changed.set()
+
+    def _heed_silence(self, told: Sequence[Watched]) -> None:
+        """Of what another process asks for only changes are told: so all runs are looked at now and then."""
+        if clock.monotonic() - self._heeded >= LOOK:
+            told, self._heeded = self.runs, clock.monotonic()
+        watching.heed_silence(told)
+        for run in told:
+            if run.given_up:
+                self._leave[run.handle]()
 
     def _until_due(self) -> float:
         dues = [one.due for one in self._tended if one.due is not None and not one.done]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -25,6 +25,7 @@ class Watched:
         paused: Whether its site's login is refused.
         given_up: Silent for as long as its site allows.
         unknown_since: When it could first not be asked, while it still cannot.
+        unknown: Why not.
         changed: When it gave the last sign of life.
         life_at: The newest trace that the run itself left.
         warned: Whether its silence was said.
@@ -38,6 +39,7 @@ class Watched:
     paused: bool = False
     given_up: bool = False
     unknown_since: float | None = None
+    unknown: str = ""
     changed: float = field(default_factory=clock.monotonic)
     life_at: datetime | None = None
     warned: bool = False
@@ -50,16 +52,7 @@ class Watched:
         return self.given_up or (self.status is not None and self.status.state.is_end)
 
     def take(self, status: RunStatus) -> None:
-        """Take a status over, and say so if it is another one."""
-        self.paused = status.state is RunState.UNKNOWN and status.reason is Reason.PAUSED
-        if status.state is RunState.UNKNOWN:
-            self._say_unknown(status)
-            return
-        if self.unknown_since is not None:
-            silent = clock.monotonic() - self.unknown_since
-            run_logger().info("%s: can be asked again after %.0f s.", self.handle.describe(), silent)
-            self.unknown_since = None
-            self.changed += silent  # nobody could have seen a sign of life meanwhile
+        """Take a status over that is known, and say so if it is another one."""
         before, self.status = self.status, with_observed_start(self.status, status)
         if before is None or before.state is not status.state:
             self.changed, self.warned = clock.monotonic(), False
@@ -75,15 +68,69 @@ class Watched:
             run_logger().warning("%s will not start by itself: %s", self.handle.describe(), stuck)
         self.stuck = stuck
 
-    def _say_unknown(self, status: RunStatus) -> None:
-        if self.unknown_since is None:
-            self.unknown_since = clock.monotonic()
-            what_next = (
-                "Waiting goes on, and asks again when the credentials change."
-                if status.reason is Reason.PAUSED
-                else "The job is not touched; asking again until it answers."
-            )
-            run_logger().warning("%s: state unknown. %s %s", self.handle.describe(), status.site_word, what_next)
+
+def take(told: Sequence[tuple[Watched, RunStatus]], runs: Sequence[Watched]) -> None:
+    """Take over what was told, and say what is new; one line for all runs that cannot be asked for one cause.
+
+    Args:
+        told: Of which runs.
+        runs: All that are waited for.
+    """
+    lost = [one for one in told if one[1].state is RunState.UNKNOWN and one[0].unknown_since is None]
+    found = [run for run, status in told if status.state is not RunState.UNKNOWN and run.unknown_since is not None]
+    if lost:
+        _say_lost(lost, {_trouble(run) for run in runs if run.unknown_since is not None})
+    if found:
+        _say_found(found, runs)
+    for run, status in told:
+        run.paused = _is_paused(status)
+        if status.state is not RunState.UNKNOWN:
+            run.take(status)
+
+
+def _say_lost(lost: Iterable[tuple[Watched, RunStatus]], said: set[tuple[str, str]]) -> None:
+    by_trouble: dict[tuple[str, str], list[Watched]] = {}
+    for run, status in lost:
+        run.unknown_since, run.unknown = clock.monotonic(), status.site_word
+        run.paused = _is_paused(status)
+        by_trouble.setdefault(_trouble(run), []).append(run)
+    for trouble, theirs in by_trouble.items():
+        what_next = (
+            "Waiting goes on, and asks again when the credentials change."
+            if theirs[0].paused
+            else "The job is not touched; asking again until it answers."
+            if len(theirs) == 1
+            else "The jobs are not touched; asking again until it answers."
+        )
+        if trouble not in said:
+            run_logger().warning("%s: state unknown. %s %s", _called(theirs), theirs[0].unknown, what_next)
+
+
+def _say_found(found: Sequence[Watched], runs: Sequence[Watched]) -> None:
+    back: dict[tuple[str, str], dict[Watched, float]] = {}
+    for run in found:
+        if run.unknown_since is not None:  # else it is told twice
+            silent = clock.monotonic() - run.unknown_since
+            back.setdefault(_trouble(run), {})[run] = silent
+            run.unknown_since = None
+            run.changed += silent  # nobody could have seen a sign of life meanwhile
+    left = {_trouble(run) for run in runs if run.unknown_since is not None}
+    for trouble, theirs in back.items():
+        if trouble not in left:
+            run_logger().info("%s: can be asked again after %.0f s.", _called([*theirs]), max(theirs.values()))
+
+
+def _is_paused(status: RunStatus) -> bool:
+    return status.state is RunState.UNKNOWN and status.reason is Reason.PAUSED
+
+
+def _trouble(run: Watched) -> tuple[str, str]:
+    return run.site.name, run.unknown
+
+
+def _called(runs: Sequence[Watched]) -> str:
+    """One run by its name, more by their number."""
+    return runs[0].handle.describe() if len(runs) == 1 else f"{len(runs)} training runs at {runs[0].site.name}"
 
 
 def heed_silence(runs: Iterable[Watched]) -> None:

@@ -79,6 +79,11 @@ class DirectFirecrestSite(DirectSite):
         """See `Site.shared_account`."""
         return f"firecrest {self._client.username} {self._client.api_url} {self._client.system}"
 
+    @property
+    def quiet(self) -> float:
+        """See `Site.quiet`."""
+        return self._client.quiet
+
     def seniority(self, handle: RunHandle) -> Any:
         """A batch system counts: the lower id is older. See `Site.seniority`."""
         return int(handle.remote_id) if handle.remote_id.isdigit() else 0

@@ -97,6 +97,11 @@ class DirectUnicoreSite(DirectSite):
         """See `Site.shared_account`."""
         return f"unicore {self._client.username} {self._client.api_url}"
 
+    @property
+    def quiet(self) -> float:
+        """See `Site.quiet`."""
+        return self._client.quiet
+
     # --- Submit -----------------------------------------------------------------------------------------------------
 
     async def submit(
