@@ -7,14 +7,25 @@ of a flow that asked one by one would hold Prefect's database up for minutes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+import contextvars
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
+from prefect.context import AsyncClientContext
 
 from prefect_mantik.loop import per_process
+
+T = TypeVar("T")
+
+
+def start_apart(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """Start what outlives whoever starts it: without the Prefect client of a task run, which is closed with that."""
+    context = contextvars.copy_context()
+    context.run(AsyncClientContext.__var__.set, None)  # type: ignore[arg-type]
+    return context.run(asyncio.ensure_future, work)
 
 
 class _Asked(NamedTuple):
@@ -39,7 +50,7 @@ class FlowRunLabels:
         asked = _Asked(labels, asyncio.get_running_loop().create_future())
         self._asked.append(asked)
         if self._task is None:
-            self._task = asyncio.ensure_future(self._serve())
+            self._task = start_apart(self._serve())
         return await asked.answer
 
     async def _serve(self) -> None:

@@ -18,6 +18,7 @@ from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError, concurrency
 from prefect.exceptions import ObjectAlreadyExists
 
+from prefect_mantik.labels import start_apart
 from prefect_mantik.log import run_logger
 from prefect_mantik.loop import per_process
 
@@ -54,7 +55,7 @@ class _Slot:
 
     def __post_init__(self) -> None:
         # A task of its own: Prefect's slot must be given back by the task that took it.
-        self.holder = asyncio.create_task(_hold(self.name, self.taken, self.done))
+        self.holder = start_apart(_hold(self.name, self.taken, self.done))
 
 
 @per_process
