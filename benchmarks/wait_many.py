@@ -134,7 +134,8 @@ def main() -> int:
             f"<= {CALLS_AN_HOUR} (its budget), no end seen > 66 s late",
             met,
             "",
-            f"{simulated}; a run that is a call itself: {day['each']:.0f} an hour at most; latest end {day['late']:.0f} s",
+            f"{simulated}; a run that is a call itself: {day['each']:.0f} an hour at most; the latest end was seen "
+            f"{day['late']:.0f} s late",
         ),
     ]
     report(*rows)

@@ -29,12 +29,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.report import Row, report
 from benchmarks.unicore_poll import WAITING_JOB, client_of, watched
-from prefect_mantik.loop import acall, call
+from prefect_mantik.loop import call
 from prefect_mantik.runs import RunHandle, RunState
 from prefect_mantik.sandbox.process import SandboxProcess, start_sandbox
 from prefect_mantik.waiting.waits import wait_until_ended
 from tests.contract.conftest import FirecrestRoad, PlatformRoad, UnicoreRoad, sandbox_firecrest, sandbox_unicore
-from tests.sandbox_jobs import credentials, new_key, project
+from tests.sandbox_jobs import credentials, new_key
 
 ROUNDS, MOST, MISSING = 5, 1000, 5
 SCRIPT = "#!/bin/bash\n#SBATCH --job-name={name}\n#SBATCH --partition=batch\n#SBATCH --time=5\ntrue\n"
