@@ -33,7 +33,7 @@ class VirtualTime:
         self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
         self._numbers = itertools.count()
         self._driver: asyncio.Task[None] | None = None
-        self._requests = 0
+        self._requests, self._answered = 0, asyncio.Event()
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[VirtualTime]:
@@ -46,6 +46,7 @@ class VirtualTime:
                 return await send(client, request, **options)
             finally:
                 self._requests -= 1
+                self._answered.set()
 
         clock.sleep, clock.monotonic = self.sleep, lambda: self.now
         httpx.AsyncClient.send = watched  # type: ignore[method-assign, assignment]
@@ -79,8 +80,12 @@ class VirtualTime:
         while self._sleepers and self._sleepers[0][2].done():
             heapq.heappop(self._sleepers)
         while idle < _STEPS:
-            await asyncio.sleep(0.0005 if self._requests else 0)
-            idle = 0 if self._requests else idle + 1
+            if self._requests:
+                self._answered.clear()
+                await self._answered.wait()
+                idle = 0
+            await asyncio.sleep(0)
+            idle += 1
 
     def time(self) -> datetime:
         """The time of day."""

@@ -15,6 +15,7 @@ import sys
 import threading
 import time as wall
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from unittest.mock import patch
 
@@ -55,19 +56,18 @@ async def an_hour(site: Site, handles: Sequence[RunHandle]) -> float:
 
 
 class VirtualModule:
-    """The module `time` of one thread after another: each has its own."""
+    """The module `time` for pyunicore's jobs, of which each is polled by a thread of its own."""
 
     def __init__(self) -> None:
-        self._local = threading.local()
-
-    def time(self) -> float:
-        """Seconds since 1970."""
-        return wall.time() + float(getattr(self._local, "now", 0.0))
+        self.time = wall.time
+        self.polled = threading.local()
 
     def sleep(self, seconds: float) -> None:
-        """Let virtual seconds of this thread pass."""
-        self._local.now = getattr(self._local, "now", 0.0) + seconds
-        if self._local.now >= PEER_SECONDS:
+        """Let virtual seconds pass for the job of this thread, and for what it remembers."""
+        polled = self.polled
+        polled.job._last_retrieved -= timedelta(seconds=seconds)
+        polled.now += seconds
+        if polled.now >= PEER_SECONDS:
             raise Enough
 
 
@@ -76,12 +76,14 @@ def by_threads(road: UnicoreRoad, jobs: Sequence[str]) -> float:
 
     def poll(job: str) -> None:
         login = Transport(UsernamePassword(road.username, road.password), verify=False)
+        time.polled.job, time.polled.now = Job(login, f"{road.url}/jobs/{job}"), 0.0
         with contextlib.suppress(Enough):
-            Job(login, f"{road.url}/jobs/{job}").poll()
+            time.polled.job.poll()
 
+    time = VirtualModule()
     threads = [threading.Thread(target=poll, args=(job,)) for job in jobs]
     began = wall.process_time()
-    with patch.object(pyunicore_client, "time", VirtualModule()):
+    with patch.object(pyunicore_client, "time", time):
         for thread in threads:
             thread.start()
         for thread in threads:

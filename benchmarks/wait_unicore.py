@@ -16,12 +16,13 @@ import sys
 import tempfile
 import time as wall
 from collections import Counter
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
 
 from pyunicore import client as pyunicore_client
-from pyunicore.client import Client, Transport
+from pyunicore.client import Client, Job, Transport
 from pyunicore.credentials import UsernamePassword
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -112,19 +113,20 @@ def theirs(road: UnicoreRoad, hour: Hour) -> None:
     )
     until_running(road.sandbox)
 
-    with patch.object(pyunicore_client, "time", VirtualModule(hour)):
+    with patch.object(pyunicore_client, "time", VirtualModule(hour, job)):
         job.poll()
 
 
 class VirtualModule:
-    """The module `time` for pyunicore, whose cache goes by it."""
+    """The module `time` for pyunicore."""
 
-    def __init__(self, hour: Hour) -> None:
-        self._hour, self.sleep = hour, hour.passes
+    def __init__(self, hour: Hour, job: Job) -> None:
+        self._hour, self._job, self.time = hour, job, wall.time
 
-    def time(self) -> float:
-        """Seconds since 1970."""
-        return wall.time() + self._hour.now
+    def sleep(self, seconds: float) -> None:
+        """Let virtual seconds pass, for what the job remembers too."""
+        self._hour.passes(seconds)
+        self._job._last_retrieved -= timedelta(seconds=seconds)
 
 
 def measured(sandbox: SandboxProcess, whose: str) -> tuple[Cost, Counter[str]]:
