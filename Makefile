@@ -7,7 +7,7 @@ UV := $(shell command -v uv 2>/dev/null)
 STAMP := $(VENV)/.built
 
 .PHONY: help demo sandbox test lint format all-slow unicore-test conformance-test fault-test fault-patterns clean
-.PHONY: bench bench-import bench-unicore bench-firecrest bench-demo
+.PHONY: bench bench-import bench-unicore bench-firecrest bench-demo bench-wait bench-pipeline bench-page scale-test
 .DEFAULT_GOAL := help
 
 help:
@@ -18,7 +18,9 @@ help:
 	@echo "make all-slow  the slow suites: unicore-test (a real UNICORE server), conformance-test (other people's clients"
 	@echo "               and servers), fault-test (every fault at every step: build/fault-matrix.json),"
 	@echo "               fault-patterns (common ways to submit, under the same faults),"
-	@echo "               bench (bench-import, bench-unicore, bench-firecrest, bench-demo)"
+	@echo "               scale-test (a thousand runs in one flow; SCALE_RUNS=100 for fewer),"
+	@echo "               bench (bench-import, bench-unicore, bench-firecrest, bench-demo, bench-wait, bench-pipeline;"
+	@echo "               benchmarks/results.json, and from it docs/benchmarks.md)"
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -43,7 +45,7 @@ sandbox: $(STAMP)
 test: $(STAMP)
 	$(RUN)/python -m pytest -n 3 --dist loadfile -m "not slow and not network"
 
-all-slow: unicore-test conformance-test fault-test fault-patterns bench
+all-slow: unicore-test conformance-test fault-test fault-patterns scale-test bench
 
 # Needs java and mvn; where they are not there, the tests are skipped and say so.
 unicore-test: $(STAMP)
@@ -60,7 +62,26 @@ fault-test: $(STAMP)
 fault-patterns: $(STAMP)
 	$(RUN)/python -m tests.faults.patterns
 
-bench: bench-import bench-unicore bench-firecrest bench-demo
+# Very many runs in one flow, at all kinds of site. SCALE_RUNS says how many.
+scale-test: $(STAMP)
+	$(RUN)/python -m pytest tests/scale -m slow -s
+
+bench: bench-import bench-unicore bench-firecrest bench-demo bench-wait bench-pipeline bench-page
+
+# What waiting costs a site, Prefect and this machine.
+bench-wait: $(STAMP)
+	$(RUN)/python benchmarks/wait_lateness.py
+	$(RUN)/python benchmarks/wait_unicore.py
+	$(RUN)/python benchmarks/wait_rounds.py
+	$(RUN)/python benchmarks/wait_cpu.py
+	$(RUN)/python benchmarks/wait_many.py
+	$(RUN)/python benchmarks/wait_prefect.py
+
+bench-pipeline: $(STAMP)
+	$(RUN)/python benchmarks/pipeline.py
+
+bench-page: $(STAMP)
+	$(RUN)/python benchmarks/report.py
 
 bench-demo: $(STAMP)
 	$(RUN)/python benchmarks/demo_time.py

@@ -9,14 +9,11 @@ No job gets its turn, so that only submitting is measured. It only reports: wher
 from __future__ import annotations
 
 import asyncio
-import os
-import platform
 import statistics
 import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from importlib import metadata
 from pathlib import Path
 
 from firecrest import ClientCredentialsAuth
@@ -24,6 +21,7 @@ from firecrest.v2 import AsyncFirecrest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.report import Row, report
 from prefect_mantik.loop import call
 from prefect_mantik.runs import RunHandle, RunKey
 from prefect_mantik.sandbox.process import SandboxProcess, start_sandbox
@@ -35,6 +33,7 @@ IN_FLIGHT = 4
 REQUESTS_FOR_A_SUBMIT = 3
 ROUNDS = 20
 
+BARE = "peer: pyfirecrest's submit in a loop, which only posts"
 JOBS = "/firecrest/v2/compute/{system}/jobs"
 SCRIPT = "#!/bin/bash\n#SBATCH --job-name=bare\n#SBATCH --partition=batch\n#SBATCH --time=5\ntrue\n"
 
@@ -128,28 +127,30 @@ def _report(
 ) -> None:
     lost = [key for key, jobs in found.items() if not jobs]
     doubled = [key for key, jobs in found.items() if len(jobs) > 1]
-    about_jobs = sum(number for (what, _), number in counts.items() if "/compute/" in what)
+    about_jobs = sum(number for (what, _), number in counts.items() if "/compute/" in what) / submissions
+    staging = sum(counts.values()) / submissions - about_jobs
     errors = sum(number for (_, status), number in counts.items() if status in (424, 500, 502, 503))
-    asked = sum(polls.values())
-    print(f"{platform.python_version()} on {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}", end="; ")
-    print(f"pyfirecrest {metadata.version('pyfirecrest')}, {submissions} submissions, {IN_FLIGHT} sessions")
-    print(f"  lost {len(lost)}, doubled {len(doubled)}: {_met(not lost and not doubled)}")
-    print(f"  refused for too many sessions: {errors} (bare loop: {refused}): {_met(errors == 0)}")
-    print(
-        f"  requests about jobs for each submit: {about_jobs / submissions:.2f} "
-        f"(target {REQUESTS_FOR_A_SUBMIT}): {_met(about_jobs <= REQUESTS_FOR_A_SUBMIT * submissions)}; "
-        f"staging: {(sum(counts.values()) - about_jobs) / submissions:.1f}"
+    asked = sum(polls.values()) / len(rounds)
+    how = f"{submissions} submits at once at the sandbox, {IN_FLIGHT} sessions, one run"
+    name = "FirecREST submits"
+    target = f"<= {REQUESTS_FOR_A_SUBMIT}"
+    took = f"a look takes {statistics.median(rounds) * 1000:.0f} ms; median of {len(rounds)}"
+    report(
+        Row(f"{name}: lost or doubled", len(lost) + len(doubled), None, None, "0", not lost and not doubled, "", how),
+        Row(f"{name}: refused for too many sessions", errors, refused, None, "0", errors == 0, "", f"{how}; {BARE}"),
+        Row(
+            f"{name}: requests about jobs for each",
+            about_jobs,
+            1,
+            None,
+            target,
+            about_jobs <= REQUESTS_FOR_A_SUBMIT,
+            "",
+            f"{how}; {staging:.1f} more of staging; {BARE}",
+        ),
+        Row(f"{name}: wall time", seconds, bare, seconds / bare, "", None, "s", f"{how}; {BARE}"),
+        Row(f"{name}: requests for a look at all of them", asked, None, None, "1", asked == 1, "", took),
     )
-    print(f"  wall time: {seconds:.1f} s, bare loop {bare:.1f} s: {seconds / bare:.1f} times; each submit by itself")
-    print("    looks, stages code, token and record, opens an MLflow run, posts, looks again; the bare loop only posts")
-    print(
-        f"  a status round of {submissions} jobs: {asked / len(rounds):.2f} requests, "
-        f"{statistics.median(rounds) * 1000:.0f} ms: {_met(asked == len(rounds))}"
-    )
-
-
-def _met(is_met: bool) -> str:
-    return "met" if is_met else "MISSED"
 
 
 if __name__ == "__main__":

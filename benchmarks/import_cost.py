@@ -7,11 +7,14 @@ Fresh processes in turn, so that a machine that slows down slows both; medians a
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
 import subprocess
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.report import Row, report
 
 TARGET = 0.15
 ROUNDS = 9
@@ -34,17 +37,16 @@ def measured() -> tuple[float, float]:
 
 
 def main() -> int:
-    """Print one line. It reports, as the other benchmarks do: a noisy machine is no broken build."""
+    """Print one row. It reports, as the other benchmarks do: a noisy machine is no broken build."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS
     measured()  # compiles
     bases, added = zip(*(measured() for _ in range(rounds)), strict=True)
     ours, base = statistics.median(added), statistics.median(bases)
-    met = ours <= TARGET
-    print(
-        f"import: adds {ours:.3f} s (largest {max(added):.3f}) to {base:.3f} s of prefect, JobBlock and httpx, "
-        f"ratio {ours / base:.3f}, target {TARGET} s, {'met' if met else 'missed'}; median of {rounds}, "
-        f"Python {platform.python_version()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+    note = (
+        f"from prefect_mantik import submit_run, TrainingJob, after prefect, its JobBlock and httpx (the peer); "
+        f"largest {max(added):.3f}; median of {rounds}, fresh processes in turn"
     )
+    report(Row("import", ours, base, ours / base, f"<= {TARGET} s", ours <= TARGET, "s", note))
     return 0
 
 

@@ -14,7 +14,6 @@ import contextlib
 import http.client
 import json
 import os
-import platform
 import re
 import ssl
 import statistics
@@ -24,7 +23,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -36,6 +34,7 @@ from pyunicore.credentials import UsernamePassword
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.report import Row, report
 from prefect_mantik.loop import Tls, call
 from prefect_mantik.runs import RunHandle, RunState, RunStatus
 from prefect_mantik.sandbox.process import start_sandbox
@@ -219,8 +218,8 @@ def asked_at_once(road: UnicoreRoad, client: UnicoreClient) -> list[tuple[Seen, 
     return polls
 
 
-def report_submit(seen: Seen) -> None:
-    """Print what one submit asked of the site."""
+def submit_row(seen: Seen) -> Row:
+    """What one submit asked of the site."""
     kinds: dict[str, Counter[str]] = {"login": Counter(), "staging": Counter(), "others": Counter()}
     for request in seen.requests:
         login, staging = request.endswith(("/rest/core", "/token")), "/storages/" in request
@@ -229,33 +228,35 @@ def report_submit(seen: Seen) -> None:
         kinds["login" if login else "staging" if staging else "others"][shown] += 1
     others = sum(kinds["others"].values())
     listed = ", ".join(f"{count} x {request}" for request, count in kinds["others"].items())
-    print(
-        f"  one submit: {others} requests ({listed}) besides {sum(kinds['login'].values())} of the login and "
-        f"{sum(kinds['staging'].values())} of the staging, target {REQUESTS_FOR_A_SUBMIT}, "
-        f"{verdict(others <= REQUESTS_FOR_A_SUBMIT)}"
+    note = (
+        f"{listed}; besides {sum(kinds['login'].values())} of the login and {sum(kinds['staging'].values())} of the "
+        "staging"
     )
+    target = f"<= {REQUESTS_FOR_A_SUBMIT}"
+    return Row("UNICORE, requests of one submit", others, None, None, target, others <= REQUESTS_FOR_A_SUBMIT, "", note)
 
 
-def report_poll(taken: dict[str, list[float]]) -> None:
-    """Print the medians and how they compare."""
-    ours = statistics.median(taken[OURS])
-    for name, seconds in taken.items():
-        median = statistics.median(seconds)
-        compared = "" if name == OURS else f", {median / ours:.1f} times ours"
-        if name in (PATH, TRUE):
-            met = median / ours >= FASTER_THAN_PYUNICORE
-            compared += f", target {FASTER_THAN_PYUNICORE:.0f} times, {verdict(met)}"
-        print(f"  {name}: median {median * 1000:.1f} ms (fastest {min(seconds) * 1000:.1f}){compared}")
-    smallest = statistics.median(taken[FLOOR])
-    if smallest * FASTER_THAN_PYUNICORE > statistics.median(taken[PATH]):
-        print(
-            f"    (no client can meet {FASTER_THAN_PYUNICORE:.0f} times of the path here: the bare request is too long)"
+def poll_rows(taken: dict[str, list[float]], how: str) -> list[Row]:
+    """The medians, ours beside each of the others."""
+    ours, floor = statistics.median(taken[OURS]), statistics.median(taken[FLOOR])
+    rows = []
+    for name in (PATH, TRUE, CONTEXT, FLOOR):
+        peer = statistics.median(taken[name])
+        aimed = name in (PATH, TRUE)
+        impossible = floor * FASTER_THAN_PYUNICORE > peer and aimed
+        rows.append(
+            Row(
+                f"UNICORE, one status: beside {name.partition(' (')[0].partition(':')[0]}",
+                ours * 1000,
+                peer * 1000,
+                ours / peer,
+                f"<= 1/{FASTER_THAN_PYUNICORE:.0f}" if aimed else "",
+                peer / ours >= FASTER_THAN_PYUNICORE if aimed else None,
+                "ms",
+                f"{how}{'; no client can meet it here, the bare request is too long' if impossible else ''}",
+            )
         )
-
-
-def verdict(met: bool) -> str:
-    """The word for it."""
-    return "met" if met else "MISSED"
+    return rows
 
 
 def main() -> int:
@@ -273,23 +274,16 @@ def main() -> int:
         polls = asked_at_once(road, client)
         login = Transport(UsernamePassword(road.username, road.password), verify=road.ca_file)
         version = Client(login, road.url).properties["server"]["version"]
-    print(
-        f"UNICORE: {server} {version} on this machine over TLS, certificate verified; {rounds} rounds, in turn, "
-        f"after {WARM_UP} requests to warm it up:"
-    )
-    report_poll(taken)
-    report_submit(submit)
+    how = f"{server} {version} over TLS, verified; median of {rounds}, in turn, after {WARM_UP} requests to warm it up"
     most = max(seen.most for seen, _ in polls)
     told = ", then ".join(f"{len(seen.requests)} in {seconds * 1000:.0f} ms" for seen, seconds in polls)
-    print(
-        f"  {JOBS_AT_ONCE} waiting jobs polled at once, twice: {most} requests in flight at most ({told}), "
-        f"target {REQUESTS_IN_FLIGHT}, {verdict(most <= REQUESTS_IN_FLIGHT)}"
-    )
-    print("  requests are counted in this process, around httpx.AsyncClient.send, until the whole answer is read")
-    print(
-        f"  pyunicore {metadata.version('pyunicore')}, httpx {httpx.__version__}, {ssl.OPENSSL_VERSION}, "
-        f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores, "
-        f"load {os.getloadavg()[0]:.1f}"
+    name = f"UNICORE, requests in flight, {JOBS_AT_ONCE} waiting jobs polled at once"
+    note = f"counted in this process until the whole answer is read; requests: {told}"
+    target = f"<= {REQUESTS_IN_FLIGHT}"
+    report(
+        *poll_rows(taken, how),
+        submit_row(submit),
+        Row(name, most, None, None, target, most <= REQUESTS_IN_FLIGHT, "", note),
     )
     return 0
 

@@ -34,6 +34,9 @@ LINGER = 2.0
 MOST_WORDS = 100
 """Words that wait to be said; more are lost."""
 
+SUBSCRIBED = 2.0
+"""Seconds after which a server that took the connection surely tells everything."""
+
 FRESH = 30.0
 """Seconds for which a word waits to be said: later it would tell of what is no more."""
 
@@ -45,6 +48,7 @@ class EventStream:
 
     def __init__(self) -> None:
         self._listeners: dict[object, tuple[str, Listener]] = {}
+        self._anew: dict[object, Callable[[], None]] = {}
         self._task: asyncio.Task[None] | None = None
         self._words: asyncio.Queue[tuple[float, Event]] = asyncio.Queue(MOST_WORDS)
         self._hears = asyncio.Event()
@@ -54,15 +58,25 @@ class EventStream:
         """Whether the server can be heard now."""
         return self._hears.is_set()
 
-    def listen(self, prefix: str, listener: Listener) -> Callable[[], None]:
-        """Call a listener with each event whose name has a prefix (ours, or cancels); the result ends that."""
+    def listen(self, prefix: str, listener: Listener, anew: Callable[[], None] = lambda: None) -> Callable[[], None]:
+        """Call a listener with each event whose name has a prefix (ours, or cancels); the result ends that.
+
+        Args:
+            prefix: Of the names of events.
+            listener: Is called with each.
+            anew: Is called whenever nothing is missed from now on: what happened before may have been.
+        """
         ticket = object()
         self._listeners[ticket] = prefix, listener
+        self._anew[ticket] = anew
+        if self.connected:
+            asyncio.get_running_loop().call_soon(anew)
         if self._task is None or self._task.done():
             self._task = asyncio.ensure_future(self._stay_connected(self._hear, self._speak))
 
         def stop() -> None:
             self._listeners.pop(ticket, None)
+            self._anew.pop(ticket, None)
             asyncio.get_running_loop().call_later(LINGER, self._end_if_nobody_listens)
 
         return stop
@@ -114,6 +128,7 @@ class EventStream:
         names = EventFilter(event=EventNameFilter(prefix=[OUR_EVENTS, CANCELS]))
         async with get_events_subscriber(filter=names, reconnection_attempts=0) as events:
             self._hears.set()
+            asyncio.get_running_loop().call_later(SUBSCRIBED, self._say_anew)
             try:
                 async for event in events:
                     for prefix, listener in tuple(self._listeners.values()):
@@ -121,6 +136,10 @@ class EventStream:
                             self._hand_on(event, listener)
             finally:
                 self._hears.clear()
+
+    def _say_anew(self) -> None:
+        for anew in tuple(self._anew.values()):
+            anew()
 
     def _hand_on(self, event: Event, listener: Listener) -> None:
         try:

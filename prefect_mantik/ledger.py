@@ -25,6 +25,7 @@ from prefect.variables import Variable
 from pydantic import ValidationError
 
 from prefect_mantik.errors import MantikError, SubmitRefused
+from prefect_mantik.labels import labels_of
 from prefect_mantik.log import run_logger
 from prefect_mantik.loop import per_process
 from prefect_mantik.runs import RunKey, Scope, check_key_name
@@ -42,11 +43,6 @@ _PAGE, _LOST_PAGES = 200, 20
 _SOMEBODYS = SubmitNote(attempt=1)
 """What is known of a submit of which only its first label was written."""
 _TRIES = 5
-
-
-@per_process
-def _writing() -> asyncio.Lock:
-    return asyncio.Lock()
 
 
 async def current_key(name: str, root: UUID | None, scope: Scope = "flow") -> RunKey:
@@ -94,11 +90,16 @@ async def origin() -> str:
 
 async def origin_of(root: UUID) -> str:
     """The origin of the keys of a root flow run: it stays the same whatever becomes of the variable."""
-    if root not in _origins():
-        async with get_client() as client:
-            labels = (await client.read_flow_run(root)).labels or {}
-        _origins()[root] = str(labels.get(_ORIGIN_LABEL) or await origin())
+    async with _learning_origins():  # many submits of a flow begin at once
+        if root not in _origins():
+            labels = (await labels_of(root).exchange({})).labels or {}
+            _origins()[root] = str(labels.get(_ORIGIN_LABEL) or await origin())
     return _origins()[root]
+
+
+@per_process
+def _learning_origins() -> asyncio.Lock:
+    return asyncio.Lock()
 
 
 @per_process
@@ -158,10 +159,10 @@ class FlowRunLedger:
         """See `sites.notes.Ledger`."""
         if self._root is None:
             return None, ()
+        root = await labels_of(self._root).exchange({})
         async with get_client() as client:
-            root = await client.read_flow_run(self._root)
             way = await _way(client, root)
-            note = notes_of(root).get(key.site_key)
+            note = _note_of(root.labels or {}, key)
             if note and note.by and way and note.by[-1].flow_run_id != way[-1].flow_run_id:
                 note = await _inherited(client, note)
         self._seen = _tries(root.labels, key)
@@ -194,8 +195,7 @@ class FlowRunLedger:
         if note.site:
             labels[_SITE_LABEL + note.site] = note.site
         await self._must_write(labels)
-        async with get_client() as client:
-            state = (await client.read_flow_run(self._root)).state
+        state = (await labels_of(self._root).exchange({})).state
         if state and (state.is_cancelling() or state.is_cancelled()):
             await self._write({mine: "", _label(key): ""})
             raise SubmitRefused(f"Nothing was submitted for key '{note.name}': its flow run was cancelled.")
@@ -224,7 +224,7 @@ class FlowRunLedger:
     async def _note_of_a_job(self, key: RunKey, change: Callable[[SubmitNote | None], SubmitNote | None]) -> None:
         try:
             labels = await self._labels()
-            before = _notes(labels).get(key.site_key)
+            before = _note_of(labels, key)
             after = change(before)
             settled = {} if after and after.pending else dict.fromkeys(_tries(labels, key), "")
             written = {} if after == before else {_label(key): _written(after) if after else ""}
@@ -237,28 +237,23 @@ class FlowRunLedger:
 
     async def sites(self) -> list[str]:
         """References of the saved sites that this flow run submitted to."""
-        return [value for name, value in (await self._labels()).items() if name.startswith(_SITE_LABEL)]
+        return [str(value) for name, value in (await self._labels()).items() if name.startswith(_SITE_LABEL)]
 
     async def keep(self, label: str, text: str) -> bool:
         """Write a label of the flow run, and say whether it is there."""
         return await self._write({label: text})
 
-    async def _labels(self) -> dict[str, str]:
-        if self._root is None:
-            return {}
-        async with get_client() as client:
-            return {name: str(text) for name, text in ((await client.read_flow_run(self._root)).labels or {}).items()}
+    async def _labels(self) -> Mapping[str, Any]:
+        return {} if self._root is None else (await labels_of(self._root).exchange({})).labels or {}
 
     async def _write(self, notes: Mapping[str, str]) -> bool:
         """Write labels and read them back: the server merges by reading and writing, so that writers may lose some."""
         if self._root is None:
             return True
-        async with _writing(), get_client() as client:
-            for _ in range(_TRIES):
-                await client.update_flow_run_labels(self._root, dict(notes))
-                labels = (await client.read_flow_run(self._root)).labels or {}
-                if all(labels.get(name) == value for name, value in notes.items()):
-                    return True
+        for _ in range(_TRIES):
+            labels = (await labels_of(self._root).exchange(notes)).labels or {}
+            if all(labels.get(name) == value for name, value in notes.items()):
+                return True
         return False
 
 
@@ -272,18 +267,26 @@ def _written(note: SubmitNote) -> str:
 
 def notes_of(flow_run: FlowRun) -> dict[str, SubmitNote]:
     """The notes of all keys that a root flow run and its child flow runs submitted, by site key."""
-    return _notes({name: str(text) for name, text in (flow_run.labels or {}).items()})
+    return _notes(flow_run.labels or {})
 
 
-def _notes(labels: Mapping[str, str]) -> dict[str, SubmitNote]:
-    found = {}
-    for name, text in labels.items():
-        if name.startswith(_KEY_LABEL) and text:
-            try:
-                found[name.removeprefix(_KEY_LABEL)] = SubmitNote.model_validate_json(text)
-            except ValidationError:  # written by hand: it must not hide the others
-                run_logger().warning("The label %s of a flow run is no note of ours.", name)
-    return found
+def _notes(labels: Mapping[str, Any]) -> dict[str, SubmitNote]:
+    read = {
+        name.removeprefix(_KEY_LABEL): _read(name, text) for name, text in labels.items() if name.startswith(_KEY_LABEL)
+    }
+    return {site_key: note for site_key, note in read.items() if note}
+
+
+def _note_of(labels: Mapping[str, Any], key: RunKey) -> SubmitNote | None:
+    return _read(_label(key), labels.get(_label(key)))
+
+
+def _read(name: str, text: Any) -> SubmitNote | None:
+    try:
+        return SubmitNote.model_validate_json(str(text)) if text else None
+    except ValidationError:  # written by hand: it must not hide the others
+        run_logger().warning("The label %s of a flow run is no note of ours.", name)
+        return None
 
 
 async def _inherited(client: PrefectClient, note: SubmitNote) -> SubmitNote:

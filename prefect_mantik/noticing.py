@@ -122,8 +122,8 @@ async def _end_runs_if_cancelled(handles: Sequence[RunHandle]) -> None:
 async def _noticed() -> CancelledFlow:
     executing, heard = UUID(str(runtime_flow_run.id)), asyncio.Event()
     stream = event_stream()
-    stop = stream.listen(CANCELS, lambda event: heard.set() if _is_of(executing, event) else None)
-    beside = NOTICE
+    stop = stream.listen(CANCELS, lambda event: heard.set() if _is_of(executing, event) else None, heard.set)
+    beside = NOTICE_BESIDE
     try:
         while True:
             await _until_it_is_time(heard, stream, beside)
@@ -142,10 +142,7 @@ async def _noticed() -> CancelledFlow:
 
 
 async def _until_it_is_time(heard: asyncio.Event, stream: EventStream, beside: float) -> None:
-    """Until a cancel is heard, or a look is due: often only as long as nothing can be heard.
-
-    The first look is soon in any case: what was cancelled before anybody listened is not heard.
-    """
+    """Until a cancel is heard, or may have been missed, or a look is due: often only while nothing can be heard."""
     began = monotonic()
     jitter = random.uniform(0.8, 1.0)  # noqa: S311
     while not heard.is_set():

@@ -11,13 +11,16 @@ import asyncio
 import contextlib
 import zlib
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError, concurrency
 from prefect.exceptions import ObjectAlreadyExists
 
+from prefect_mantik.labels import start_apart
 from prefect_mantik.log import run_logger
+from prefect_mantik.loop import per_process
 
 LIMITS = 64
 """Keys that share a limit wait for each other: enough of them that this is rare."""
@@ -34,47 +37,100 @@ def limit_name(site_key: str) -> str:
     return f"prefect-mantik-submit-{zlib.crc32(site_key.encode()) % LIMITS:02d}"
 
 
+@dataclass(eq=False)
+class _Slot:
+    """A slot that this process holds, or asks for, as long as keys that share its limit are submitted here.
+
+    Attributes:
+        name: Of its limit.
+        taken: Set when it is held.
+        done: Set when nobody here needs it any more.
+        users: How many submits do.
+    """
+
+    name: str
+    taken: asyncio.Event = field(default_factory=asyncio.Event)
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+    users: int = 0
+
+    def __post_init__(self) -> None:
+        # A task of its own: Prefect's slot must be given back by the task that took it.
+        self.holder = start_apart(_hold(self.name, self.taken, self.done))
+
+
+@per_process
+def _slots() -> dict[str, _Slot]:
+    return {}
+
+
+@per_process
+def _asking() -> asyncio.Lock:
+    """Limits are asked for one after another: Prefect's SQLite answers 503 to many at once, and to all who write."""
+    return asyncio.Lock()
+
+
+@per_process
+def _own_turn(site_key: str) -> asyncio.Lock:
+    return asyncio.Lock()
+
+
 @contextlib.asynccontextmanager
 async def turn(site_key: str) -> AsyncIterator[None]:
     """Hold a slot of the key's limit, or go on without after `PATIENCE` seconds. Never raises by itself.
+
+    Within a process the submitters of one key go one after another, and keys that share a limit share its slot.
 
     Args:
         site_key: Whose.
     """
     name = limit_name(site_key)
-    taken, done = asyncio.Event(), asyncio.Event()
-    # A task of its own: Prefect's slot must be given back by the task that took it.
-    holder = asyncio.create_task(_hold(name, taken, done))
-    waiting = asyncio.create_task(taken.wait())
-    try:
-        await asyncio.wait({holder, waiting}, timeout=2 * PATIENCE, return_when=asyncio.FIRST_COMPLETED)
-        if not taken.is_set():
-            _say_without(name, holder)
-        yield
-    finally:
-        done.set()
-        waiting.cancel()
-        if not taken.is_set():
-            holder.cancel()
-        await asyncio.wait({holder}, timeout=PATIENCE)
-        if holder.done() and not holder.cancelled() and holder.exception() and taken.is_set():
-            run_logger().info("Prefect did not take back a slot of the limit %s: %s", name, holder.exception())
+    async with _own_turn(site_key):
+        slot = _slots().get(name) or _slots().setdefault(name, _Slot(name))
+        slot.users += 1
+        waiting = asyncio.create_task(slot.taken.wait())
+        try:
+            await asyncio.wait({slot.holder, waiting}, timeout=2 * PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+            if not slot.taken.is_set():
+                _say_without(name, slot.holder)
+            yield
+        finally:
+            waiting.cancel()
+            slot.users -= 1
+            if not slot.users:
+                del _slots()[name]
+                await _give_back(slot)
+
+
+async def _give_back(slot: _Slot) -> None:
+    slot.done.set()
+    if not slot.taken.is_set():
+        slot.holder.cancel()
+    await asyncio.wait({slot.holder}, timeout=PATIENCE)
+    if slot.holder.done() and not slot.holder.cancelled() and slot.holder.exception() and slot.taken.is_set():
+        run_logger().info("Prefect did not take back a slot of the limit %s: %s", slot.name, slot.holder.exception())
 
 
 async def _hold(name: str, taken: asyncio.Event, done: asyncio.Event) -> None:
     for known in (False, True):
         try:
-            # A lease that cannot be renewed must not cancel a POST that is under way.
-            async with concurrency(
-                name, timeout_seconds=PATIENCE, lease_duration=LEASE, strict=True, raise_on_lease_renewal_failure=False
-            ):
+            async with contextlib.AsyncExitStack() as stack:
+                async with _asking():
+                    # A lease that cannot be renewed must not cancel a POST that is under way.
+                    slot = concurrency(
+                        name,
+                        timeout_seconds=PATIENCE,
+                        lease_duration=LEASE,
+                        strict=True,
+                        raise_on_lease_renewal_failure=False,
+                    )
+                    await stack.enter_async_context(slot)
                 taken.set()
                 await done.wait()
                 return
         except ConcurrencySlotAcquisitionError:
             if known:
                 raise
-            async with get_client() as client:
+            async with _asking(), get_client() as client:
                 with contextlib.suppress(ObjectAlreadyExists):
                     await client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
 

@@ -26,7 +26,7 @@ LEVELS = (
     {"documents"},
     {"credentials"},  # above the clients: a block makes its clients, which take a token source and never a block
     {"sites"},
-    {"turns"},
+    {"turns", "labels"},
     {"ledger", "waiting", "data"},
     {"cancelling", "progress"},
     {"noticing", "inventory", "kept", "log_artifacts"},

@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from datetime import datetime, timezone
-from time import time as wall_clock
+from time import monotonic, time as wall_clock
 from typing import NamedTuple
 
 from prefect_mantik.credentials import MantikProject
@@ -24,6 +24,9 @@ from prefect_mantik.tracking import TrackedRun, TrackingClient
 
 CLOSE_TIMEOUT = 10.0
 """Seconds that closing the MLflow run of a cancelled job may take: whoever cancels is in a hurry."""
+
+KNOWN_FOR = 60.0
+"""Seconds after which a saved account is looked up again, whose block may be another by then."""
 
 _STAGINGS = 4
 
@@ -70,6 +73,8 @@ class DirectSite(Site):
         self._found: dict[str, RunHandle] = {}
         self._refresh_at: dict[RunHandle, float] = {}
         self._trackings: dict[str | None, TrackingClient] = {}
+        self._learned: dict[str | None, float] = {}
+        self._learning = asyncio.Lock()
 
     # --- Before a job is sent ---
 
@@ -151,15 +156,22 @@ class DirectSite(Site):
 
     async def _tracking_of(self, handle: RunHandle) -> TrackingClient | None:
         """The tracking server of a run. While Prefect is away, the one that was known before."""
+        async with self._learning:  # many runs end at once
+            if monotonic() - self._learned.get(handle.account, -KNOWN_FOR) >= KNOWN_FOR:
+                await self._learn_tracking(handle)
+        return self._trackings.get(handle.account)
+
+    async def _learn_tracking(self, handle: RunHandle) -> None:
         try:
             found = await mlflow_runs.tracking_of(handle, self._project)
         except Exception:
             if handle.account not in self._trackings:
                 raise
-            return self._trackings[handle.account]
-        if found:
+        else:
+            if found is None:
+                return
             self._trackings[handle.account] = found
-        return found
+        self._learned[handle.account] = monotonic()
 
     async def _write_token(self, handle: RunHandle) -> None:
         tracking = await self._tracking_of(handle)

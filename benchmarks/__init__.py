@@ -1,0 +1,1 @@
+"""Benchmarks: each reports, none asserts."""
