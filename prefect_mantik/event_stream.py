@@ -19,7 +19,7 @@ from prefect.events.filters import EventFilter, EventNameFilter
 from prefect.settings import PREFECT_API_URL
 
 from prefect_mantik.log import run_logger
-from prefect_mantik.loop import per_process
+from prefect_mantik.loop import per_process, start_apart
 
 OUR_EVENTS = "prefect-mantik."
 CANCELS = "prefect.flow-run.Cancel"
@@ -72,7 +72,7 @@ class EventStream:
         if self.connected:
             asyncio.get_running_loop().call_soon(anew)
         if self._task is None or self._task.done():
-            self._task = asyncio.ensure_future(self._stay_connected(self._hear, self._speak))
+            self._task = start_apart(self._stay_connected(self._hear, self._speak))
 
         def stop() -> None:
             self._listeners.pop(ticket, None)

@@ -7,25 +7,14 @@ of a flow that asked one by one would hold Prefect's database up for minutes.
 from __future__ import annotations
 
 import asyncio
-import contextvars
-from collections.abc import Coroutine, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
-from prefect.context import AsyncClientContext
 
-from prefect_mantik.loop import per_process
-
-T = TypeVar("T")
-
-
-def start_apart(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """Start what outlives whoever starts it: without the Prefect client of a task run, which is closed with that."""
-    context = contextvars.copy_context()
-    context.run(AsyncClientContext.__var__.set, None)  # type: ignore[arg-type]
-    return context.run(asyncio.ensure_future, work)
+from prefect_mantik.loop import per_process, start_apart
 
 
 class _Asked(NamedTuple):

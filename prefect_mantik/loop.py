@@ -120,6 +120,20 @@ def _on_background_loop() -> bool:
         return False
 
 
+def start_apart(work: Coroutine[Any, Any, T], context: contextvars.Context | None = None) -> asyncio.Task[T]:
+    """Start what outlives whoever starts it: without the Prefect client of a task run, which is closed with that.
+
+    Args:
+        work: What is to be done.
+        context: In a copy of which context; by default of the caller's.
+    """
+    from prefect.context import AsyncClientContext
+
+    context = context.copy() if context else contextvars.copy_context()
+    context.run(AsyncClientContext.__var__.set, None)  # type: ignore[arg-type]
+    return context.run(asyncio.ensure_future, work)
+
+
 class SingleFlight:
     """One call in flight for all who ask at the same time. A cancelled asker detaches; the call goes on."""
 

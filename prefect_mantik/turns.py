@@ -18,9 +18,8 @@ from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError, concurrency
 from prefect.exceptions import ObjectAlreadyExists
 
-from prefect_mantik.labels import start_apart
 from prefect_mantik.log import run_logger
-from prefect_mantik.loop import per_process
+from prefect_mantik.loop import per_process, start_apart
 
 LIMITS = 64
 """Keys that share a limit wait for each other: enough of them that this is rare."""

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from prefect_mantik import event_stream
 from prefect_mantik.errors import ConfigurationError, RequestFailed, ServiceUnavailable
 from prefect_mantik.log import run_logger
-from prefect_mantik.loop import per_process
+from prefect_mantik.loop import per_process, start_apart
 from prefect_mantik.runs import Reason, RunHandle, RunState, RunStatus
 from prefect_mantik.sites.base import Site, not_asked
 from prefect_mantik.waiting import clock, interval
@@ -101,7 +101,7 @@ class Poller:
         if seat.status and seat.due > clock.monotonic():
             tell(seat.status)
         if self._task is None or self._task.done():
-            self._task = asyncio.ensure_future(self._run())
+            self._task = start_apart(self._run())
             account = site.shared_account
             if open_site and account and settings().share_polls and event_stream.is_there():
                 self._sharing = Sharing(account, self, open_site)
@@ -289,7 +289,7 @@ async def _in_the_name_of(seats: Sequence[Seat], work: Coroutine[Any, Any, T]) -
     contexts = (context for seat in seats for context in seat.tells.values())
     if (context := next(contexts, None)) is None:
         return await work
-    return await context.copy().run(asyncio.ensure_future, work)
+    return await start_apart(work, context)
 
 
 def bounds_of(site: Site) -> Bounds:

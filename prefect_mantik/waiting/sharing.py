@@ -22,6 +22,7 @@ from prefect.events import Event
 
 from prefect_mantik import event_stream
 from prefect_mantik.log import run_logger
+from prefect_mantik.loop import start_apart
 from prefect_mantik.runs import Reason, RunHandle, RunState, RunStatus
 from prefect_mantik.sites.base import Site
 from prefect_mantik.waiting import clock
@@ -185,7 +186,7 @@ class Sharing:
             task.cancel()
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(_unless_it_fails(work))
+        task = start_apart(_unless_it_fails(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
