@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
@@ -59,7 +60,7 @@ class PolledSite(Site):
     def gaps(self, run: str = "0") -> list[float]:
         """Seconds between two polls of a run."""
         times = [at for at, runs in self.asked if run in runs]
-        return [after - before for before, after in zip(times, times[1:], strict=False)]
+        return [after - before for before, after in itertools.pairwise(times)]
 
     async def ask(self, handles: Sequence[RunHandle]) -> dict[RunHandle, RunStatus]:
         self.asked.append((self.clock.now, [handle.remote_id for handle in handles]))

@@ -1,4 +1,4 @@
-"""Processes that share the polls of an account, all in one event loop: only the transport of their words is replaced."""
+"""Processes that share the polls of an account, in one event loop: only the transport of their words is replaced."""
 
 from __future__ import annotations
 
@@ -72,6 +72,8 @@ class Process:
 
     def __init__(self, hub: Hub, answer: Answer, **attributes: Any) -> None:
         self.hub, self.alive = hub, True
+        self.errors: list[Exception] = []
+        """What was not understood, which `EventStream` lets pass."""
         self.runs = asyncio.Event()
         self.runs.set()
         given = {"account": f"client {len(hub.processes)}", "_shared": "user at birch", **attributes}
@@ -102,13 +104,8 @@ class Process:
         if self.alive and self._listener:
             try:
                 self._context.run(self._listener, event)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001
                 self.errors.append(error)
-
-    @property
-    def errors(self) -> list[Exception]:
-        """What was not understood, which `EventStream` lets pass."""
-        return self.__dict__.setdefault("_errors", [])
 
     # What a test does to it.
 

@@ -63,8 +63,7 @@ async def test_a_run_that_is_left_and_joined_while_it_is_asked_is_not_forgotten(
     polls = poller_of(site)
     polls.join(run(), site, first.tell)
     polls.join(run(1), site, third.tell)
-    while not site.asked:
-        await asyncio.sleep(0)
+    await clock.sleep(1.0)
     polls.leave(run(), first.tell)
     polls.join(run(), site, second.tell)
     await asyncio.wait_for(asyncio.gather(second.until("FINISHED"), third.until("FINISHED")), 10)
@@ -75,8 +74,7 @@ async def test_a_run_that_joins_during_a_round_is_asked_right_after_it(clock: Vi
     site = PolledSite(clock, script({0: "RUNNING", 60: "FINISHED"}), seconds=3.0)
     first, second = Waiter(), Waiter()
     poller_of(site).join(run(), site, first.tell)
-    while not site.asked:
-        await asyncio.sleep(0)
+    await clock.sleep(1.0)
     poller_of(site).join(run(1), site, second.tell)
     await second.until("RUNNING")
     assert clock.now <= 7

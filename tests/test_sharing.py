@@ -22,8 +22,6 @@ HOUR = 3600.0
 LATE = sharing.PATIENCE * 1.15 * 1.1 + 66 + 5
 """Seconds after which an end is noticed at the latest, whatever is lost: patience, an interval, jitter."""
 
-MADE_IN_CODE = None
-
 
 @pytest.fixture
 async def hub(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Hub]:
@@ -121,12 +119,11 @@ async def test_another_wait_for_a_run_that_is_covered_asks_nobody(hub: Hub) -> N
 
 
 async def test_a_run_of_a_site_that_is_not_saved_is_asked_by_its_own_process(hub: Hub) -> None:
-    first, second = Process(hub, ending({})), Process(hub, ending({"x": 900}))
+    first, second = (Process(hub, ending({"x": 900})) for _ in range(2))
     first.wait_for(run(0))
-    waiter = second.wait_for(run("x", site=MADE_IN_CODE), run(1))
-    second_saved = Waiter()
-    await waiter.until("FINISHED")
-    assert second_saved.told == []
+    second.wait_for(run(1))
+    await second.wait_for(run("x", site=None)).until("FINISHED")
+    assert hub.clock.now < 970
     assert first.asked("x") == []
 
 
@@ -140,7 +137,7 @@ async def test_who_asks_and_has_nothing_left_to_wait_for_is_replaced_at_once(hub
     await waiters[0].until("FINISHED")
     left = hub.clock.now
     await asyncio.gather(*(waiter.until("FINISHED") for waiter in waiters))
-    assert asked_by_all(hub, 1, left + 0.1)[0] < left + 5
+    assert asked_by_all(hub, 1, left + 0.1)[0] < left + 8
     assert len(processes[2].asked(2, left + 30, 5000)) == 0
     assert hub.clock.now < 5070
 
@@ -152,7 +149,6 @@ async def test_a_killed_process_is_replaced_within_90_seconds(hub: Hub) -> None:
     for killed_at, victim in ((2000.0, 0), (4011.0, 1)):
         await hub.clock.sleep(killed_at - hub.clock.now)
         processes[victim].kill()
-        assert asked_by_all(hub, 2, killed_at, killed_at + 90)
     await hub.clock.sleep(2000)
     assert asked_by_all(hub, 2, 2000, 2090)
     assert asked_by_all(hub, 2, 4011, 4101)
@@ -178,7 +174,7 @@ async def test_a_process_that_stood_still(hub: Hub) -> None:
 
 
 async def test_a_guest_that_stood_still_asks_and_then_lets_ask_again(hub: Hub) -> None:
-    first, second = Process(hub, RUNNING), Process(hub, ending({"1": 3000}))
+    first, second = (Process(hub, ending({"1": 3000})) for _ in range(2))
     first.wait_for(run(0))
     waiter = second.wait_for(run(1))
     await hub.clock.sleep(1000)
@@ -313,7 +309,7 @@ async def test_what_cannot_be_opened_by_who_asks_is_asked_by_who_waits(hub: Hub)
             raise BlockInvalid("not for you")
         return first.site
 
-    first, second = Process(hub, RUNNING), Process(hub, ending({"2": 2000}))
+    first, second = (Process(hub, ending({"2": 2000})) for _ in range(2))
     first.opens = opens
     first.wait_for(run(0))
     hidden = second.wait_for(run(2, "unicore-site/hidden"))
@@ -329,8 +325,8 @@ async def test_what_cannot_be_opened_by_who_asks_is_asked_by_who_waits(hub: Hub)
 
 async def test_a_block_that_leads_to_another_account_by_now_is_not_asked(hub: Hub) -> None:
     """Asked there, a run would count as lost."""
-    first, second = Process(hub, RUNNING), Process(hub, ending({"1": 2000}))
-    other = PolledSite(hub.clock, script({0: "LOST"}), account="another one")
+    first, second = (Process(hub, ending({"1": 2000}), one_call=False) for _ in range(2))
+    other = PolledSite(hub.clock, script({0: "LOST"}), account="another one", one_call=False)
     first.opens = lambda _: other
     first.wait_for(run(0))
     waiter = second.wait_for(run(1))
@@ -356,7 +352,7 @@ async def test_who_is_refused_does_not_keep_others_from_asking(hub: Hub) -> None
 
 
 async def test_words_of_unknown_forms_change_nothing(hub: Hub) -> None:
-    first, second = Process(hub, RUNNING), Process(hub, ending({"1": 3000}))
+    first, second = (Process(hub, ending({"1": 3000})) for _ in range(2))
     first.wait_for(run(0))
     waiter = second.wait_for(run(1))
     await hub.clock.sleep(1000)
@@ -380,18 +376,17 @@ async def test_words_of_unknown_forms_change_nothing(hub: Hub) -> None:
 async def test_words_that_are_heard_twice_and_words_of_the_past(hub: Hub) -> None:
     """A stream that connects anew repeats its last minute."""
     processes = [Process(hub, ending({"1": 3000})) for _ in range(3)]
-    processes[2].wait_for(run(2))
-    waiters = [process.wait_for(run(number)) for number, process in enumerate(processes[:2])]
+    waiters = [process.wait_for(run(number)) for number, process in enumerate(processes)]
     await hub.clock.sleep(500)
-    processes[2].poller.leave(run(2), Waiter().tell)
-    processes[2].kill()
+    processes[2].poller.leave(run(2), waiters[2].tell)
     await hub.clock.sleep(1000)
     requests = [process.site.requests for process in processes]
-    for _, event in list(hub.words):
+    for _, event in reversed(hub.words):
         for process in hub.processes:
             hub.deliver(process, event)
     await hub.clock.sleep(100)
     assert processes[1].site.requests - requests[1] <= 2
+    assert processes[0].sharing._guests.keys() == {processes[1].sharing._rank[1]}
     await waiters[1].until("FINISHED")
     assert hub.clock.now < 3070
 
@@ -399,19 +394,18 @@ async def test_words_that_are_heard_twice_and_words_of_the_past(hub: Hub) -> Non
 # --- How many words --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [1, 2, 4])
 async def test_long_runs_take_at_most_100_words_an_hour(hub: Hub, count: int) -> None:
     processes = [Process(hub, RUNNING) for _ in range(count)]
     for number, process in enumerate(processes):
         process.wait_for(run(number))
     await hub.clock.sleep(5 * HOUR)
-    assert hub.words_an_hour() <= (100 if count == 2 else 15)
+    assert hub.words_an_hour() <= (100 if count > 1 else 15)
 
 
 async def test_many_changes_take_at_most_100_words_an_hour(hub: Hub) -> None:
     ends = {str(number): 60.0 * number for number in range(1, 120)}
-    first, second = Process(hub, RUNNING), Process(hub, ending(ends))
-    first.site.answer = second.site.answer
+    first, second = (Process(hub, ending(ends)) for _ in range(2))
     first.wait_for(run(0))
     waiters = [second.wait_for(run(number)) for number in range(1, 120)]
     await asyncio.gather(*(waiter.until("FINISHED") for waiter in waiters))

@@ -112,7 +112,10 @@ class Poller:
         """See `sharing.Host`. It is asked as long as somebody waits here too."""
         if _key_of(site) != self._key:
             return False
-        self._sit(handle, site).guests.append(tell)
+        seat = self._sit(handle, site)
+        seat.guests.append(tell)
+        if seat.asked is None:  # its own process has just asked, and others may join as well
+            seat.due = max(seat.due, clock.monotonic() + bounds_of(site).shortest)
         return True
 
     def _sit(self, handle: RunHandle, site: Site) -> Seat:
@@ -214,8 +217,8 @@ class Poller:
                 seat.asked = now
             seat.take(statuses[seat.handle])
             regular = interval.pause(seat.status, now - seat.seen, bounds_of(seat.site))
-            pause = self._sharing.pause(seat.handle, regular) if self._sharing else regular
-            seat.pause = pause * random.uniform(0.9, 1.1)  # noqa: S311  # jitter
+            regular *= random.uniform(0.9, 1.1)  # noqa: S311  # jitter
+            seat.pause = self._sharing.pause(seat.handle, regular) if self._sharing else regular
             seat.due = now + seat.pause
             if statuses[seat.handle].state.is_end and self._seats.get(seat.handle) is seat:
                 del self._seats[seat.handle]

@@ -39,7 +39,7 @@ from prefect_mantik.waiting.words import (
     worth_a_word,
 )
 
-HEARTBEAT = 50.0
+HEARTBEAT = 54.0
 """Seconds between two words of who asks for others, at most."""
 
 PATIENCE = 75.0
@@ -50,6 +50,9 @@ SOON, AGAIN = 20.0, 600.0
 
 REPLY = 10.0
 """Seconds in which a word of what one wants is answered, if it was heard."""
+
+HANDED_ON = 5.0
+"""Seconds in which who asks next is found when who asked says that it leaves."""
 
 FORGOTTEN = 1500.0
 """Seconds after which nobody asks any more for who said nothing."""
@@ -325,19 +328,22 @@ class Sharing:
         if who == self._holder:
             self._follow(None)
             self._say_soon()
-            self._host.postpone(self._host.wanted(), random.uniform(0.0, 2.0))  # noqa: S311  # who is first asks
+            # By then the others have heard who is first; who asks next asks for all.
+            self._host.postpone(self._host.wanted(), HANDED_ON * random.uniform(0.8, 1.2))  # noqa: S311
 
     # --- Asking for others ------------------------------------------------------------------------------------------
 
     async def _invite(self, id: str, guest: _Guest, wanted: Wanted) -> None:
         async with self._turn:
+            is_new = guest.leaves.keys() | guest.cannot != wanted.runs
             for run in [run for run in guest.leaves if run not in wanted.runs]:
                 guest.leaves.pop(run)()
             sites: dict[str, Site | None] = {}
             cannot = {run for run in wanted.runs if not await self._joined(id, guest, run, sites)}
             if self._guests.get(id) is guest and wanted.number == guest.latest:
                 guest.number, guest.cannot = wanted.number, frozenset(cannot)
-                self._answer_soon()
+                if is_new:  # else the next heartbeat will do
+                    self._answer_soon()
 
     async def _joined(self, id: str, guest: _Guest, run: RunHandle, sites: dict[str, Site | None]) -> bool:
         if run not in guest.leaves:
