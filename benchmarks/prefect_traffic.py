@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import sqlite3
 import threading
@@ -72,6 +73,7 @@ def prefect_server() -> Iterator[tuple[str, Path]]:
     from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_DATABASE_CONNECTION_URL
     from prefect.testing.utilities import prefect_test_harness
 
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     with prefect_test_harness(server_startup_timeout=120):
         database = str(PREFECT_SERVER_DATABASE_CONNECTION_URL.value()).partition(":///")[2]
         yield str(PREFECT_API_URL.value()), Path(database)

@@ -30,7 +30,7 @@ PREPARING = "-preparing"
 POLL_TIMEOUT = 20.0
 """Seconds for what is asked again anyway, or is a help and no need."""
 
-_IDS_PER_CALL = 200
+_IDS_PER_CALL = _PAGE
 
 
 class TrackedRun(BaseModel):
@@ -94,7 +94,7 @@ class TrackingClient:
     async def runs_by_id(
         self, run_ids: Sequence[str], experiment_ids: Sequence[str], *, timeout: float = TOTAL_TIMEOUT
     ) -> dict[str, TrackedRun]:
-        """Runs by their ids, in as few calls as possible: one for each 200. Unknown ones are left out."""
+        """Runs by their ids, in as few calls as possible: one for each 1,000. Unknown ones are left out."""
         unique = sorted(set(run_ids))
         if not self._searches_by_id:
             return await self._one_by_one(unique, timeout)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from prefect_mantik.log import run_logger
@@ -56,17 +56,21 @@ class Tended:
 
 async def tend(runs: Iterable[Tended]) -> None:
     """Let the sites help those of some runs that are due, a few at a time."""
-    turns = asyncio.Semaphore(_AT_ONCE)
-    await asyncio.gather(*(_tend_one(one, turns) for one in runs if one.is_due and not one.done))
+    due = iter([one for one in runs if one.is_due and not one.done])
+    await asyncio.gather(*(_tend_in_turn(due) for _ in range(_AT_ONCE)))
 
 
-async def _tend_one(one: Tended, turns: asyncio.Semaphore) -> None:
+async def _tend_in_turn(due: Iterator[Tended]) -> None:
+    for one in due:  # of all who help; a task for each run would be megabytes
+        await _tend_one(one)
+
+
+async def _tend_one(one: Tended) -> None:
     status, one.news = one.news or one.run.status, None
     if status is None:
         one.due = None
         return
-    async with turns:
-        again = await _helped(one, status)
+    again = await _helped(one, status)
     if status.state.is_end:
         pause = LAST_TENDS[one.closings] if one.closings < len(LAST_TENDS) else LONGEST
         one.closings += 1
