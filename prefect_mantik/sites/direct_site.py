@@ -12,7 +12,7 @@ from time import monotonic, time as wall_clock
 from typing import NamedTuple
 
 from prefect_mantik.credentials import MantikProject
-from prefect_mantik.errors import ConfigurationError, RequestFailed, ServiceUnavailable, SubmitRefused
+from prefect_mantik.errors import ConfigurationError, LoginRefused, RequestFailed, ServiceUnavailable, SubmitRefused
 from prefect_mantik.log import run_logger
 from prefect_mantik.loop import per_process
 from prefect_mantik.runs import Reason, RunHandle, RunKey, RunSpec, RunState, RunStatus
@@ -142,6 +142,13 @@ class DirectSite(Site):
 
         The account of one that runs is learned now: its block is at Prefect, which may be away when the run ends.
         """
+        try:
+            return await self._tended(statuses)
+        except LoginRefused:
+            self._learned.clear()  # the next try takes the account that is saved then
+            raise
+
+    async def _tended(self, statuses: Mapping[RunHandle, RunStatus]) -> float | None:
         due = []
         for handle, status in statuses.items():
             if status.state is RunState.SCHEDULED:

@@ -10,17 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from prefect_mantik import MantikConnection, UnicoreCredentials, jobs as verbs
-from prefect_mantik.errors import ConfigurationError
+from prefect_mantik.errors import ConfigurationError, LoginRefused
 from prefect_mantik.loop import acall
 from prefect_mantik.runs import Reason, RunHandle, RunState, RunStatus
 from prefect_mantik.sandbox.process import SandboxControl
-from prefect_mantik.sites import direct_site
+from prefect_mantik.sites import direct_site, mlflow_runs
 from prefect_mantik.sites.base import Site
 from prefect_mantik.sites.opening import remember
 from prefect_mantik.sites.unicore import jobs as unicore_jobs
-from prefect_mantik.tracking import TrackedRun
+from prefect_mantik.tracking import TrackedRun, TrackingClient
 from prefect_mantik.unicore import login as login_module
 from prefect_mantik.waiting import tending
 from prefect_mantik.waiting.waits import wait_until_ended
@@ -123,6 +124,27 @@ async def test_cancel_aborts_first_and_waits_for_the_tracking_server_within_boun
             break
         await asyncio.sleep(0.1)
     assert [job["live"] for job in alder.jobs(key)] == [False]
+
+
+async def test_a_refused_account_is_looked_up_again_at_once(
+    alder: UnicoreRoad, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its password was changed, and its block is saved anew while the books of a run are being closed."""
+    handle = await alder.submit(new_key())
+    await alder.until(handle, RunState.FINISHED)
+    site, right = alder.open(), alder.job().project.credentials
+    wrong = right.model_copy(update={"password": SecretStr("before")})
+    saved = [wrong.tracking_client(), right.tracking_client()]
+
+    async def looked_up(*_: object) -> TrackingClient:
+        return saved.pop(0)
+
+    monkeypatch.setattr(mlflow_runs, "tracking_of", looked_up)
+    statuses = await acall(site.poll, [handle])
+    with pytest.raises(LoginRefused):
+        await acall(site.tend, statuses)
+    await acall(site.tend, statuses)
+    assert saved == []
 
 
 async def test_a_wait_ends_though_the_tracking_server_is_down(
