@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
@@ -131,7 +132,6 @@ async def test_a_refused_account_is_looked_up_again_at_once(
 ) -> None:
     """Its password was changed, and its block is saved anew while the books of a run are being closed."""
     handle = await alder.submit(new_key())
-    await alder.until(handle, RunState.FINISHED)
     site, right = alder.open(), alder.job().project.credentials
     wrong = right.model_copy(update={"password": SecretStr("before")})
     saved = [wrong.tracking_client(), right.tracking_client()]
@@ -140,11 +140,12 @@ async def test_a_refused_account_is_looked_up_again_at_once(
         return saved.pop(0)
 
     monkeypatch.setattr(mlflow_runs, "tracking_of", looked_up)
-    statuses = await acall(site.poll, [handle])
+    statuses = {handle: RunStatus(state=RunState.KILLED, observed_at=datetime.now(timezone.utc))}
     with pytest.raises(LoginRefused):
         await acall(site.tend, statuses)
     await acall(site.tend, statuses)
     assert saved == []
+    assert (await tracked(alder, handle)).status == "KILLED"
 
 
 async def test_a_wait_ends_though_the_tracking_server_is_down(
