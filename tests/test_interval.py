@@ -67,6 +67,12 @@ def test_woken_early_at_the_end_of_the_time_limit() -> None:
     assert interval.pause(running(3600, expected_at=at(3640)), 0.0, BOUNDS) == 42
 
 
+def test_jitter_does_not_miss_an_expected_change_by_a_little() -> None:
+    status = queued(3600, expected_at=at(3640))
+    assert all(42 <= interval.jittered(status, 0.0, BOUNDS) <= 46.5 for _ in range(200))
+    assert {interval.jittered(running(3600), 0.0, BOUNDS) // 6 for _ in range(200)} >= {9, 10}
+
+
 def test_an_account_that_is_away_is_asked_less_and_less_often() -> None:
     pauses = [interval.after_failures(failures, BOUNDS) for failures in range(6)]
     assert pauses == [5, 10, 20, 40, 60, 60]

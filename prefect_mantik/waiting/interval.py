@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from datetime import datetime
 from typing import NamedTuple
 
@@ -47,6 +48,13 @@ def pause(status: RunStatus | None, watched: float, bounds: Bounds) -> float:
     if expected is not None and 0 < expected < regular:
         return max(expected + AFTER_EXPECTED, bounds.shortest)
     return regular
+
+
+def jittered(status: RunStatus | None, watched: float, bounds: Bounds) -> float:
+    """As `pause`, up to a tenth longer or shorter; but never so short that an expected change is just missed."""
+    seconds = pause(status, watched, bounds) * random.uniform(0.9, 1.1)  # noqa: S311
+    expected = _seconds(status.observed_at, status.expected_at) if status else None
+    return expected + AFTER_EXPECTED if expected and seconds < expected + AFTER_EXPECTED < 1.15 * seconds else seconds
 
 
 def age(status: RunStatus) -> float:

@@ -216,8 +216,7 @@ class Poller:
             if asked:
                 seat.asked = now
             seat.take(statuses[seat.handle])
-            regular = interval.pause(seat.status, now - seat.seen, bounds_of(seat.site))
-            regular *= random.uniform(0.9, 1.1)  # noqa: S311  # jitter
+            regular = interval.jittered(seat.status, now - seat.seen, bounds_of(seat.site))
             seat.pause = self._sharing.pause(seat.handle, regular) if self._sharing else regular
             seat.due = now + seat.pause
             if statuses[seat.handle].state.is_end and self._seats.get(seat.handle) is seat:
