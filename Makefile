@@ -7,7 +7,7 @@ UV := $(shell command -v uv 2>/dev/null)
 STAMP := $(VENV)/.built
 
 .PHONY: help demo sandbox test lint format all-slow unicore-test conformance-test fault-test fault-patterns clean
-.PHONY: bench bench-import bench-unicore bench-firecrest bench-demo bench-wait bench-pipeline bench-page scale-test
+.PHONY: bench bench-import bench-unicore bench-firecrest bench-demo bench-wait bench-many bench-prefect bench-pipeline bench-page scale-test
 .DEFAULT_GOAL := help
 
 help:
@@ -19,8 +19,8 @@ help:
 	@echo "               and servers), fault-test (every fault at every step: build/fault-matrix.json),"
 	@echo "               fault-patterns (common ways to submit, under the same faults),"
 	@echo "               scale-test (a thousand runs in one flow; SCALE_RUNS=100 for fewer),"
-	@echo "               bench (bench-import, bench-unicore, bench-firecrest, bench-demo, bench-wait, bench-pipeline;"
-	@echo "               benchmarks/results.json, and from it docs/benchmarks.md)"
+	@echo "               bench (bench-import, bench-unicore, bench-firecrest, bench-demo, bench-wait, bench-many,"
+	@echo "               bench-prefect, bench-pipeline; benchmarks/results.json, and from it docs/benchmarks.md)"
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -66,7 +66,7 @@ fault-patterns: $(STAMP)
 scale-test: $(STAMP)
 	$(RUN)/python -m pytest tests/scale -m slow -s
 
-bench: bench-import bench-unicore bench-firecrest bench-demo bench-wait bench-pipeline bench-page
+bench: bench-import bench-unicore bench-firecrest bench-demo bench-wait bench-many bench-prefect bench-pipeline bench-page
 
 # What waiting costs a site, Prefect and this machine.
 bench-wait: $(STAMP)
@@ -74,7 +74,13 @@ bench-wait: $(STAMP)
 	$(RUN)/python benchmarks/wait_unicore.py
 	$(RUN)/python benchmarks/wait_rounds.py
 	$(RUN)/python benchmarks/wait_cpu.py
+
+# Memory of waiting runs, and a day of 10,000 of them.
+bench-many: $(STAMP)
 	$(RUN)/python benchmarks/wait_many.py
+
+# What waits ask of Prefect; several processes that wait.
+bench-prefect: $(STAMP)
 	$(RUN)/python benchmarks/wait_prefect.py
 
 bench-pipeline: $(STAMP)
