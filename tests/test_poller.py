@@ -313,10 +313,14 @@ async def test_who_waits_is_woken_at_the_expected_start(clock: VirtualClock) -> 
     await waiter.until("FINISHED")
 
 
-async def test_an_hour_costs_less_than_a_hundred_polls(clock: VirtualClock) -> None:
-    site = PolledSite(clock, script({0: "SCHEDULED", 30: "RUNNING", HOUR: "FINISHED"}), one_call=False)
+@pytest.mark.parametrize(("looks_every", "least", "most"), [(0.0, 85, 105), (10.0, 70, 88)])
+async def test_an_hour_costs_about_a_hundred_polls_and_fewer_where_the_site_looks_seldom(
+    clock: VirtualClock, looks_every: float, least: int, most: int
+) -> None:
+    answer = script({0: "SCHEDULED", 30: "RUNNING", HOUR: "FINISHED"})
+    site = PolledSite(clock, answer, one_call=False, looks_every=looks_every)
     await wait_for({run(): site})
-    assert 80 < site.requests < 95
+    assert least < site.requests < most
 
 
 # --- Whose log -------------------------------------------------------------------------------------------------------

@@ -93,12 +93,14 @@ class Site(ABC):
         silence_warning: Seconds without a sign of life of a running run after which a wait warns; 0: never.
         silence_limit: Seconds without a sign of life after which a wait stops and asks; 0: never.
         pace: How often it may be asked, as its block says.
+        looks_every: Seconds for which the site itself goes on telling what it saw last: to ask sooner is no use.
         one_call: Whether one call asks for all runs of an account; else each run is a call.
     """
 
     kind: ClassVar[SiteKind]
     road: ClassVar[str]
     one_call: ClassVar[bool] = True
+    looks_every: ClassVar[float] = 0.0
 
     reference: str | None
     project_id: UUID | None = None

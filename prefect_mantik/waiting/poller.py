@@ -297,7 +297,7 @@ async def _in_the_name_of(seats: Sequence[Seat], work: Coroutine[Any, Any, T]) -
 def bounds_of(site: Site) -> Bounds:
     """How often the runs of a site may be asked: as its block says, else as the settings do."""
     told = settings()
-    shortest = site.pace.shortest or told.poll_shortest
+    shortest = site.pace.shortest or max(told.poll_shortest, site.looks_every)
     longest = site.pace.longest or max(told.poll_longest, shortest)
     return Bounds(shortest, longest, max(told.poll_queued, longest) if not site.pace.longest else longest)
 
