@@ -155,6 +155,8 @@ class _Wait:
 
     def _until_due(self) -> float:
         dues = [one.due for one in self._tended if one.due is not None and not one.done]
+        if any(one.run.paused for one in self._tended):
+            dues.append(self._reopened + REOPEN)
         return max(0.0, min([due - clock.monotonic() for due in dues], default=REOPEN))
 
     async def _open_anew(self) -> None:

@@ -96,8 +96,17 @@ def served(
     log = tmp_path_factory.mktemp("served") / "log"
     process = background(prefect_server, log, "-c", "from tests.flows import suspended; suspended.main()")
     yield log
+    stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """A worker first waits for its flow runs, some of which are to be suspended for ever."""
     process.terminate()
-    process.wait(20)
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture
@@ -107,8 +116,7 @@ def under_a_worker(prefect_server: PrefectServer, watcher_deployed: None, tmp_pa
     process = background(prefect_server, log, "-m", "prefect", "worker", "start", "--pool", POOL)
     deployment_of("gathered", work_pool_name=POOL).apply()
     yield log
-    process.terminate()
-    process.wait(20)
+    stop(process)
 
 
 class Deployed:
