@@ -95,7 +95,8 @@ class Try:
     def requests(self) -> list[Request]:
         """What it asked, in order."""
         path = self.directory / orders.REQUESTS
-        lines = path.read_text().splitlines() if path.exists() else []
+        written = path.read_text() if path.exists() else ""
+        lines = written.rpartition("\n")[0].splitlines()  # the last line may be on its way
         return [Request(**json.loads(line)) for line in lines]
 
     def in_phase(self, phase: str) -> bool:
