@@ -259,6 +259,18 @@ async def test_reads_are_seldom_and_more_seldom_the_longer_it_takes(monkeypatch:
     assert 10 <= len(wait.site.read) - first <= 13
 
 
+async def test_a_site_that_asks_to_be_left_alone_is_not_read_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its Retry-After is for the account, whoever met it: polls, or another read."""
+    wait = Wait(monkeypatch)
+    monkeypatch.setattr(WrittenSite, "quiet", 1000.0)
+    await wait.look()
+    await wait.close()
+    assert wait.site.read == []
+    monkeypatch.setattr(WrittenSite, "quiet", 0.01)
+    await wait.look()
+    assert wait.site.read != []
+
+
 async def test_many_runs_of_an_account_are_read_less_often_each(monkeypatch: pytest.MonkeyPatch) -> None:
     wait = Wait(monkeypatch)
     wait.states = dict.fromkeys(map(handle, range(400)), RunState.RUNNING)

@@ -151,6 +151,8 @@ class LogFollower:
         async def work(account: Hashable) -> None:
             while queues[account] and monotonic() < until:
                 run = queues[account].popleft()
+                if not await _may_be_asked(runs[run.handle].site, until):
+                    return  # the next look goes on
                 await self._read(run, runs[run.handle], until)
                 self._schedule(run, sizes[account])
 
@@ -252,6 +254,16 @@ class LogFollower:
             run_logger().warning(
                 "Logs of training runs are not kept in %s now: %s. The wait goes on.", self._directory, words
             )
+
+
+async def _may_be_asked(site: Site, until: float) -> bool:
+    """Wait as long as a site asks to be left alone; not beyond a moment."""
+    seconds = site.quiet
+    if monotonic() + seconds > until:
+        return False
+    if seconds:
+        await asyncio.sleep(seconds)
+    return True
 
 
 def _account(site: Site) -> Hashable:
