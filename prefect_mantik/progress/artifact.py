@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from http import HTTPStatus
 from uuid import UUID
 
@@ -9,6 +10,7 @@ import httpx
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
+from prefect.exceptions import ObjectNotFound
 
 PROGRESS_KEY = "mantik-progress"
 _DESCRIPTION = "Training runs of this flow run, renewed while it waits for them"
@@ -28,10 +30,13 @@ class ProgressArtifact:
     async def save(self, markdown: str) -> None:
         """Write the text. A call that was cut short may be repeated."""
         async with get_client() as client:
+            if self._id and await self._update(client, self._id, markdown):
+                return
             # An earlier process made one, or an earlier call of ours whose answer never came.
-            self._id = self._id or await self._oldest(client)
-            if self._id is None or not await self._update(client, self._id, markdown):
-                self._id = await self._create(client, markdown)
+            self._id = await self._only(client)
+            if self._id and await self._update(client, self._id, markdown):
+                return
+            await self._create(client, markdown)
 
     async def _update(self, client: PrefectClient, id: UUID, markdown: str) -> bool:
         """Whether there was one to update: people delete artifacts."""
@@ -40,11 +45,10 @@ class ProgressArtifact:
         except httpx.HTTPStatusError as error:
             if error.response.status_code != HTTPStatus.NOT_FOUND:
                 raise
-            self._id = None
             return False
         return True
 
-    async def _create(self, client: PrefectClient, markdown: str) -> UUID:
+    async def _create(self, client: PrefectClient, markdown: str) -> None:
         made = await client.create_artifact(
             ArtifactCreate(
                 key=PROGRESS_KEY,
@@ -54,19 +58,23 @@ class ProgressArtifact:
                 flow_run_id=self._flow_run_id,
             )
         )
-        oldest = await self._oldest(client)
-        if oldest in (None, made.id):
-            return made.id
-        # Two processes of this flow run made one at the same moment: both keep the older.
-        await client.delete_artifact(made.id)
-        await client.update_artifact(oldest, ArtifactUpdate(data=markdown))
-        return oldest
+        # Two processes of a flow run may make one at the same moment, and the one that is first to look may see its
+        # own alone, though the other's bears an earlier time. So the id is not kept yet: the next save looks again.
+        self._id = None
+        oldest = await self._only(client)
+        if oldest not in (None, made.id):
+            await self._update(client, oldest, markdown)
 
-    async def _oldest(self, client: PrefectClient) -> UUID | None:
+    async def _only(self, client: PrefectClient) -> UUID | None:
+        """The oldest; younger ones are deleted."""
         found = await client.read_artifacts(
             artifact_filter=ArtifactFilter(
                 flow_run_id=ArtifactFilterFlowRunId(any_=[self._flow_run_id]),
                 key=ArtifactFilterKey(any_=[PROGRESS_KEY]),
             )
         )
-        return min(found, key=lambda artifact: (str(artifact.created), artifact.id)).id if found else None
+        found.sort(key=lambda artifact: (str(artifact.created), artifact.id))
+        for younger in found[1:]:
+            with suppress(ObjectNotFound):  # the other process was faster
+                await client.delete_artifact(younger.id)
+        return found[0].id if found else None

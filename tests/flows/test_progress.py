@@ -117,19 +117,20 @@ def test_each_flow_run_has_its_own(prefect_server: PrefectServer) -> None:
     assert ["two" in found["data"] for found in cards(prefect_server, second)] == [True]
 
 
+@pytest.mark.parametrize("blind", [2, 4], ids=["each looks before", "each looks before and after"])
 def test_two_processes_at_the_same_moment_keep_one(
-    prefect_server: PrefectServer, monkeypatch: pytest.MonkeyPatch
+    prefect_server: PrefectServer, monkeypatch: pytest.MonkeyPatch, blind: int
 ) -> None:
-    """Each looks before the other made its card."""
+    """Each looks before the other's card can be seen."""
     looks = 0
-    look = artifact.ProgressArtifact._oldest
+    look = artifact.ProgressArtifact._only
 
     async def nothing_yet(self: artifact.ProgressArtifact, client: Any) -> Any:
         nonlocal looks
         looks += 1
-        return None if looks <= 2 else await look(self, client)
+        return None if looks <= blind else await look(self, client)
 
-    monkeypatch.setattr(artifact.ProgressArtifact, "_oldest", nothing_yet)
+    monkeypatch.setattr(artifact.ProgressArtifact, "_only", nothing_yet)
 
     async def both() -> None:
         id = progress_card()._card._artifact._flow_run_id  # type: ignore[union-attr]
