@@ -153,7 +153,7 @@ class JsonApi:
         self._account = f"{username}@{url.scheme}://{url.netloc}"
         self._loopback = is_loopback(url.hostname or "")
         self._ahead = timedelta(0)
-        self._quiet_until = 0.0
+        self._quiet_until = self._refuses_until = 0.0
 
     def now(self) -> datetime:
         """The server's clock, as far as its answers tell: ours may be wrong by hours."""
@@ -199,12 +199,25 @@ class JsonApi:
         raise failure
 
     async def _once(self, call: Call) -> httpx.Response:
+        self._leave_alone(call)
         response = await self._send(call)
         if self._login is not None and self._login.outdated(response):
             response = await self._send(call)
         if response.is_success:
             return response
         raise self._judged(response, call)
+
+    def _leave_alone(self, call: Call) -> None:
+        """Send nothing before the moment that a 429 named, whichever call of the account it answered."""
+        seconds = self._refuses_until - monotonic()
+        if seconds > 0:
+            what = f"{self.name} asked not to be asked again for {seconds:.0f} s. Nothing was sent."
+            raise Repeat(
+                ServiceUnavailable(
+                    f"{call}: {what}", method=call.method, path=call.path, sent=False, retry_after=seconds
+                ),
+                seconds,
+            )
 
     async def _send(self, call: Call) -> httpx.Response:
         who = await self._login.headers() if self._login else {}
@@ -274,6 +287,7 @@ class JsonApi:
         status = response.status_code
         if status == 429:
             again = self._heeded(response)
+            self._refuses_until = max(self._refuses_until, monotonic() + (again or 0.0))
             error = self._error(ServiceUnavailable, call, response, "asks to slow down", sent=False, retry_after=again)
             return Repeat(error, again)
         if response.is_redirect:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -58,10 +59,13 @@ def a_system(name: str = "daint", **scheduler: Any) -> dict[str, Any]:
 
 
 class Pauses(list[float]):
-    """Seconds before a repeat: noted, not waited."""
+    """Seconds before a repeat: noted, not waited; the clock goes on by them."""
 
     async def sleep(self, seconds: float) -> None:
         self.append(seconds)
+
+    def monotonic(self) -> float:
+        return time.monotonic() + sum(self)
 
 
 def repeats_at_once(monkeypatch: pytest.MonkeyPatch) -> Pauses:
@@ -72,6 +76,7 @@ def repeats_at_once(monkeypatch: pytest.MonkeyPatch) -> Pauses:
         return AsyncRetrying(**{**given, "sleep": made.sleep, "stop": stop_any(given["stop"], stop_after_attempt(5))})
 
     monkeypatch.setattr(api, "AsyncRetrying", repeats)
+    monkeypatch.setattr(api, "monotonic", made.monotonic)
     return made
 
 

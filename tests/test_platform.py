@@ -165,6 +165,30 @@ async def test_more_patience_than_there_is_time_is_an_error_at_once(sandbox: San
     assert time.monotonic() - began < 5
 
 
+async def test_who_asks_to_slow_down_is_left_alone_by_every_call(sandbox: SandboxProcess, account: Account) -> None:
+    await account.ask()
+    asked = sandbox.control.count(route=EXPERIMENT)
+    sandbox.control.add_fault("status", route=EXPERIMENT, status=429, retry_after="2")
+    began = time.monotonic()
+    one = asyncio.create_task(account.ask())
+    await asyncio.sleep(0.5)
+    await asyncio.gather(*(account.ask() for _ in range(3)))
+    assert time.monotonic() - began >= 2
+    await one
+    assert sandbox.control.count(route=EXPERIMENT) - asked == 1 + 4
+
+
+async def test_a_refusal_for_an_hour_is_said_without_a_request(sandbox: SandboxProcess, account: Account) -> None:
+    await account.ask()
+    sandbox.control.add_fault("status", route=EXPERIMENT, status=429, retry_after=3600)
+    with pytest.raises(ServiceUnavailable):
+        await account.ask()
+    asked = sandbox.control.count(route=EXPERIMENT)
+    with pytest.raises(ServiceUnavailable, match=r"asked not to be asked again for 3[56]\d\d s\. Nothing was sent"):
+        await account.ask()
+    assert sandbox.control.count(route=EXPERIMENT) == asked
+
+
 @pytest.mark.parametrize(
     ("body", "content_type", "shown"),
     [
