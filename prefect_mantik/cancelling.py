@@ -248,7 +248,7 @@ async def advise_reaper() -> None:
     if not deployed:
         run_logger().warning(
             "No reaper is deployed at this Prefect server: should this flow run be cancelled while a site is down, or "
-            "its host dies, its jobs would go on. To deploy it: prefect deploy "
+            "its host dies, its jobs would go on. To deploy it: prefect --no-prompt deploy "
             "prefect_mantik.flows.reap_runs:reap_runs -n every-ten-minutes -p <work pool> --cron '*/10 * * * *'"
         )
 

@@ -84,8 +84,8 @@ async def _until_ended(sites: Mapping[RunHandle, Site], timeout: float | None) -
 
     told = settings()
     observers: list[Observer] = []
-    if told.follow_logs:
-        observers.append(log_follower(directory=told.log_directory, publish=publish_log))
+    if told.follow_logs or told.log_directory:
+        observers.append(log_follower(directory=told.log_directory, publish=publish_log, shows=told.follow_logs))
     if told.progress and (card := progress_card()):
         observers.append(card)
     return await wait_until_ended(sites, reopen=site_of, timeout=timeout, observers=observers)

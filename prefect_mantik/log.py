@@ -4,16 +4,35 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeAlias
 
+from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_logger, get_run_logger
+from prefect.logging.loggers import flow_run_logger
 
 Logger: TypeAlias = "logging.Logger | logging.LoggerAdapter[logging.Logger]"
+
+_elsewhere: ContextVar[Logger | None] = ContextVar("elsewhere", default=None)
+
+
+@contextmanager
+def logging_to(flow_run: FlowRun) -> Iterator[None]:
+    """Let lines go to the log of another flow run, such as one that has no process now."""
+    token = _elsewhere.set(flow_run_logger(flow_run))
+    try:
+        yield
+    finally:
+        _elsewhere.reset(token)
 
 
 def run_logger() -> Logger:
     """The logger of the task or flow run that is executing; outside of one, Prefect's logger `prefect.mantik`."""
+    if (elsewhere := _elsewhere.get()) is not None:
+        return elsewhere
     try:
         return get_run_logger()
     except MissingContextError:

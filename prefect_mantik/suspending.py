@@ -32,7 +32,7 @@ AT_ONCE = 0.5
 """Seconds in which other waits of the same flow may come, such as those of one `asyncio.gather`."""
 
 _DEPLOY = (
-    "prefect deploy prefect_mantik.flows.watch_runs:watch_runs -n watcher -p <work pool> "
+    "prefect --no-prompt deploy prefect_mantik.flows.watch_runs:watch_runs -n watcher -p <work pool> "
     "--cron '*/10 * * * *' --param for_seconds=570"
 )
 _HOLDS = "The wait holds this process instead."

@@ -30,6 +30,8 @@ def train_across_sites(
     mode: Literal["min", "max"] = "min",
     model_name: str = "surrogate",
     if_ended: IfEnded = "raise",
+    wait: Literal["hold", "suspend"] = "hold",
+    timeout: float | None = None,
 ) -> dict[str, str | float | int]:
     """Train at several sites at once, compare the final metrics, register the best model.
 
@@ -39,12 +41,15 @@ def train_across_sites(
         mode: Whether the smallest ("min") or the largest ("max") value is the best.
         model_name: Name under which the best model is registered.
         if_ended: When the flow run is tried again: what to do with runs that failed before, "raise" or "resubmit".
+        wait: "hold" keeps this process while the runs wait and train. "suspend" ends it, see `wait_for_runs`.
+        timeout: Seconds after which to stop waiting; the runs go on. None: no limit.
 
     Returns:
         What happened, in numbers: runs, finished, sites, best site, its value, model name and version.
 
     Raises:
         SubmitsFailed: Some runs were not submitted. The others were waited for and compared; nothing was registered.
+        WaitTimeout: The time passed first.
         RunsFailed: Some runs did not finish. The others were compared; nothing was registered.
     """
     loaded = {f"train-{number}": _loaded(job) for number, job in enumerate(jobs)}
@@ -57,7 +62,7 @@ def train_across_sites(
         runs = submit_runs(loaded, if_ended=if_ended)
     except SubmitsFailed as error:
         runs, not_submitted = error.handles, error
-    results = wait_for_runs(runs, on_failure="return") if runs else []
+    results = wait_for_runs(runs, on_failure="return", wait=wait, timeout=timeout) if runs else []
 
     metrics = gather_metrics([result for result in results if result.finished])
     failed = not_submitted or (RunsFailed(results) if not all(result.finished for result in results) else None)

@@ -42,4 +42,4 @@ async def _rounds(for_seconds: float) -> Watched:
                 return watched
             await sleep(PAUSE)
     finally:
-        watcher.attendance.leave()
+        await watcher.leave()

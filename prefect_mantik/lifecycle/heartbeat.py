@@ -38,8 +38,8 @@ def crash_runs_of_dead_hosts(*, within: float = 600.0, flows: Sequence[str] | No
     """Create the automation that turns flow runs without a heartbeat into Crashed, or update it; give its id.
 
     Nothing in Prefect does that by itself: a flow run whose host died stays Running. Its training runs go on meanwhile,
-    and a retry of the flow run finds them. Prefect sends heartbeats where the processes of flow runs have
-    PREFECT_FLOWS_HEARTBEAT_FREQUENCY set (seconds, at least 30): set it for the worker.
+    and a retry of the flow run finds them. The process of a flow run sends a heartbeat every 180 s; with
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY (seconds, at least 30) set for the worker, as often as that says.
 
     Args:
         within: Seconds without a heartbeat after which a flow run counts as dead: three times their frequency or
@@ -50,7 +50,7 @@ def crash_runs_of_dead_hosts(*, within: float = 600.0, flows: Sequence[str] | No
         ```python
         from prefect_mantik import crash_runs_of_dead_hosts
 
-        crash_runs_of_dead_hosts(within=180, flows=["train-across-sites"])
+        crash_runs_of_dead_hosts(within=600, flows=["train-across-sites"])
         ```
     """
     return call(_ensure, within, flows)

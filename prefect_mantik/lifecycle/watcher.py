@@ -6,7 +6,7 @@ It keeps nothing that it could not do without, so that one that died, or two at 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from uuid import UUID
@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict
 from prefect_mantik.errors import MantikError
 from prefect_mantik.kept import Kept, kept_of
 from prefect_mantik.lifecycle.heartbeat import WAITING
+from prefect_mantik.lifecycle.suspended import SuspendedFlowRun
 from prefect_mantik.log import run_logger
 from prefect_mantik.runs import RunHandle, RunStatus
 from prefect_mantik.sites.base import Site
@@ -84,7 +85,7 @@ class Watched(BaseModel):
 
 @dataclass
 class Watcher:
-    """Rounds of one process. What it remembers between them only saves calls.
+    """Rounds of one process. What it remembers between them only saves calls and repeated words.
 
     Attributes:
         attendance: The runs, which pollers ask for as often as their age deserves.
@@ -93,6 +94,8 @@ class Watcher:
 
     attendance: Attendance = field(default_factory=Attendance)
     closed: dict[RunHandle, RunStatus] = field(default_factory=dict)
+    _shown: dict[tuple[UUID, str], SuspendedFlowRun] = field(default_factory=dict)
+    """By flow run and suspension: there may be several."""
     _said: set[str] = field(default_factory=set)
     _flow_names: dict[UUID, str] = field(default_factory=dict)
 
@@ -112,9 +115,11 @@ class Watcher:
             elif kept:
                 left_alone.append(_link(flow_run))
         told = await self._ask({handle for _, kept in ours for handle in kept.awaited})
+        await self._show(ours, told)
         resumed: list[WatchedFlowRun] = []
         waiting: list[WatchedFlowRun] = []
         for flow_run, kept in ours:
+            troubles += [f"{_shown(flow_run)}: {words}" for words in self._shown[flow_run.id, kept.key].stuck()]
             troubles += [f"{_shown(flow_run)}: {words}" for words in _troubles_of(kept, told)]
             try:
                 is_resumed = _is_due(kept, told) and await _resume(flow_run, kept)
@@ -125,6 +130,8 @@ class Watcher:
                 is_resumed = False
             ended = sum(told.statuses[handle].state.is_end for handle in kept.awaited)
             (resumed if is_resumed else waiting).append(_watched(flow_run, kept, ended))
+            if is_resumed:
+                await self._leave([(flow_run.id, kept.key)])
         self._say(troubles)
         return Watched(resumed=resumed, waiting=waiting, left_alone=left_alone, troubles=troubles)
 
@@ -143,6 +150,28 @@ class Watcher:
                 self.closed[handle] = told.statuses[handle]
         told.statuses |= self.closed
         return told
+
+    async def leave(self) -> None:
+        """Ask and show nothing any more."""
+        self.attendance.leave()
+        await self._leave(list(self._shown))
+
+    async def _show(self, ours: Sequence[tuple[FlowRun, Kept]], told: Round) -> None:
+        """Show people what was told, where a process of the flow run would."""
+        for flow_run, kept in ours:
+            shown = self._shown.get((flow_run.id, kept.key)) or SuspendedFlowRun(flow_run)
+            self._shown[flow_run.id, kept.key] = shown
+            await shown.show(kept.awaited, told)
+        await self._leave(self._shown.keys() - {(flow_run.id, kept.key) for flow_run, kept in ours})
+
+    async def _leave(self, keys: Iterable[tuple[UUID, str]]) -> None:
+        turn = asyncio.Semaphore(_AT_ONCE)
+
+        async def leave(shown: SuspendedFlowRun) -> None:
+            async with turn:
+                await shown.leave()
+
+        await asyncio.gather(*(leave(self._shown.pop(key)) for key in keys))
 
     async def _emit_sign_of_life(self, flow_run: FlowRun) -> None:
         """A suspended flow run has no process: the watcher tells the heartbeat automation that none is missed."""

@@ -56,9 +56,10 @@ class Card:
 
     Args:
         flow_run_id: Of the flow run.
+        waited: Seconds for which other processes have waited there before.
     """
 
-    def __init__(self, flow_run_id: UUID) -> None:
+    def __init__(self, flow_run_id: UUID, waited: float = 0.0) -> None:
         self._artifact = ProgressArtifact(flow_run_id)
         self._logged = LastLogged()
         self._runs: dict[RunHandle, RunStatus | None] = {}
@@ -68,7 +69,8 @@ class Card:
         self._away = False
         self._task: asyncio.Task[None] | None = None
         self._writing = asyncio.Lock()
-        self._began = self._soonest = self._latest = monotonic()
+        self._soonest = self._latest = monotonic()
+        self._began = self._latest - waited
 
     @property
     def is_open(self) -> bool:
@@ -187,14 +189,21 @@ class Progress:
 
 
 def progress_card() -> Progress | None:
-    """What shows a new wait on the card of the flow run that is executing; None outside of one.
+    """As `progress_card_of`, of the flow run that is executing; None outside of one."""
+    return progress_card_of(UUID(str(runtime_flow_run.id))) if runtime_flow_run.id else None
+
+
+def progress_card_of(flow_run_id: UUID, waited: float = 0.0) -> Progress:
+    """What shows a new wait on the card of a flow run.
 
     To be called on the background loop, once for each wait.
+
+    Args:
+        flow_run_id: Of the flow run.
+        waited: Seconds for which other processes have waited there before.
     """
-    if runtime_flow_run.id is None:
-        return None
-    flow_run_id, cards = UUID(str(runtime_flow_run.id)), _cards()
-    card = cards.pop(flow_run_id, None) or Card(flow_run_id)
+    cards = _cards()
+    card = cards.pop(flow_run_id, None) or Card(flow_run_id, waited)
     cards[flow_run_id] = card  # the last one used stands last
     closed = [id for id, other in cards.items() if not other.is_open and other is not card]
     for id in closed[: max(0, len(closed) - CLOSED_CARDS)]:

@@ -19,11 +19,13 @@ from prefect_mantik.runs import RunHandle, RunState
 from prefect_mantik.sites.base import Capability, Site
 from prefect_mantik.waiting.kept_log import open_kept_log
 from prefect_mantik.waiting.observing import Observed
+from prefect_mantik.waiting.poller import bounds_of
 from prefect_mantik.waiting.run_log import WRITE_TIMEOUT, RunLog, Tail
 from prefect_mantik.waiting.showing import Latest, Screen
 
-SHORTEST, LONGEST = 10.0, 60.0
-"""Seconds between two reads of a run, from one tenth of the time since it was first seen to run."""
+SHORTEST = 10.0
+"""Seconds between two reads of a run at least. A tenth of the time since it was first seen to run, at most as long as
+its site lets pass between two polls."""
 
 READS_A_SECOND = 2.0
 """Of one account: the more runs it has, the less often each is read."""
@@ -71,12 +73,18 @@ class LogFollower:
         directory: Where complete logs are kept, if they are.
         flow_run: Id of the flow run, which names a directory below that.
         publish: What shows the end of a log to people, for runs whose logs are not kept as files.
+        shows: Whether new lines are shown; else the logs are only kept.
     """
 
     def __init__(
-        self, *, directory: Path | None = None, flow_run: str | None = None, publish: Publish | None = None
+        self,
+        *,
+        directory: Path | None = None,
+        flow_run: str | None = None,
+        publish: Publish | None = None,
+        shows: bool = True,
     ) -> None:
-        self._directory, self._flow_run, self._publish = directory, flow_run, publish
+        self._directory, self._flow_run, self._publish, self._shows = directory, flow_run, publish, shows
         self._runs: dict[RunHandle, _Followed] = {}
         self._screen = Screen()
         self._troubles: dict[str, list[str]] = {}
@@ -128,9 +136,9 @@ class LogFollower:
         ]
         return sorted(found, key=lambda run: run.due)
 
-    def _schedule(self, run: _Followed, account_runs: int) -> None:
+    def _schedule(self, run: _Followed, site: Site, account_runs: int) -> None:
         now = monotonic()
-        pause = max(SHORTEST, min((now - run.began) / 10, LONGEST), account_runs / READS_A_SECOND)
+        pause = max(SHORTEST, min((now - run.began) / 10, bounds_of(site).longest), account_runs / READS_A_SECOND)
         if run.failures:
             pause = min(pause * 2**run.failures, max(pause, LONGEST_AFTER_TROUBLE))
         elif run.seen_end:
@@ -154,7 +162,7 @@ class LogFollower:
                 if not await _may_be_asked(runs[run.handle].site, until):
                     return  # the next look goes on
                 await self._read(run, runs[run.handle], until)
-                self._schedule(run, sizes[account])
+                self._schedule(run, runs[run.handle].site, sizes[account])
 
         await asyncio.gather(*(work(account) for account in queues for _ in range(AT_ONCE)))
         self._say_troubles()
@@ -216,6 +224,8 @@ class LogFollower:
 
     def _show(self, run: _Followed) -> None:
         latest, run.latest = run.latest, Latest()
+        if not self._shows:
+            return
         kept = run.log.kept if run.log else None
         following = sum(not other.done for other in self._runs.values())
         self._screen.show(run.handle, latest, following, str(kept.path) if kept else "fetch_log reads the whole log")
@@ -270,14 +280,13 @@ def _account(site: Site) -> Hashable:
     return site.kind, site.account
 
 
-def log_follower(*, directory: Path | None = None, publish: Publish | None = None) -> LogFollower:
+def log_follower(*, directory: Path | None = None, publish: Publish | None = None, shows: bool = True) -> LogFollower:
     """Make what follows the logs of one wait.
 
     Args:
         directory: Where complete logs are kept. None: their ends are published instead, within a flow run.
         publish: What shows the end of a log to people.
+        shows: Whether new lines are shown.
     """
-    flow_run = runtime_flow_run.id
-    return LogFollower(
-        directory=directory, flow_run=str(flow_run) if flow_run else None, publish=publish if flow_run else None
-    )
+    flow_run = str(runtime_flow_run.id) if runtime_flow_run.id else None
+    return LogFollower(directory=directory, flow_run=flow_run, publish=publish if flow_run else None, shows=shows)

@@ -298,7 +298,7 @@ def bounds_of(site: Site) -> Bounds:
     """How often the runs of a site may be asked: as its block says, else as the settings do."""
     told = settings()
     shortest = site.pace.shortest or max(told.poll_shortest, site.looks_every)
-    longest = site.pace.longest or max(told.poll_longest, shortest)
+    longest = max(site.pace.longest or told.poll_longest, shortest)
     return Bounds(shortest, longest, max(told.poll_queued, longest) if not site.pace.longest else longest)
 
 

@@ -63,10 +63,15 @@ class Watched:
 
     def _say_stuck(self, status: RunStatus) -> None:
         """Say it once for each cause: a job that waits for ever costs nothing, and brings nothing home."""
-        stuck = (status.message or status.site_word) if status.reason is Reason.STUCK else ""
+        stuck = stuck_because(status)
         if stuck and stuck != self.stuck:
             run_logger().warning("%s will not start by itself: %s", self.handle.describe(), stuck)
         self.stuck = stuck
+
+
+def stuck_because(status: RunStatus) -> str:
+    """Why a run will not start by itself; empty where it may."""
+    return (status.message or status.site_word) if status.reason is Reason.STUCK else ""
 
 
 def take(told: Sequence[tuple[Watched, RunStatus]], runs: Sequence[Watched]) -> None:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from uuid import UUID, uuid4
 
 import pytest
 import yaml
+from prefect.client.orchestration import get_client
+from prefect.states import Running, Suspended
 
+from prefect_mantik import RunHandle
 from prefect_mantik.block_files import asave_blocks, read_block_file
+from prefect_mantik.kept import LABEL, Execution, Kept, Wait
+from prefect_mantik.ledger import FlowRunLedger
 from prefect_mantik.loop import call
 from prefect_mantik.sandbox.process import SandboxProcess
 from prefect_mantik.sites.opening import SITE_BLOCKS
 from tests.conftest import PrefectServer
+from tests.flows.suspended import deployment_of
 from tests.sandbox_jobs import mantik_site
 
 BLOCKS = Path(__file__).parents[2] / "blocks" / "sandbox.yaml"
@@ -44,3 +51,27 @@ def sandbox(saved_blocks: None, mantik_sandbox: SandboxProcess) -> Iterator[Sand
     for job in control.jobs(live=True):
         control.end_job(job["id"])
     control.switch(all_endpoints=False, run_appears="at-once", close_dead_runs=True)
+
+
+@pytest.fixture
+def suspended(prefect_server: PrefectServer) -> Callable[..., UUID]:
+    """A flow run that is suspended with a key, and keeps some handles under another one, or the same."""
+    deployment_of("killed", "served-by-nobody").apply()
+
+    async def make(key: str, kept: Kept | str | None) -> UUID:
+        async with get_client() as client:
+            deployment = await client.read_deployment_by_name("killed/served-by-nobody")
+            run = await client.create_flow_run_from_deployment(deployment.id, parameters={"mark": "none"})
+            text = kept.model_copy(update={"flow_run": run.id}).written() if isinstance(kept, Kept) else kept
+            if text:
+                assert await FlowRunLedger(run.id).keep(LABEL, text)
+            for state in (Running(), Suspended(pause_key=key)):
+                await client.set_flow_run_state(run.id, state, force=True)
+            return run.id
+
+    return lambda key, kept=None: call(make, key, kept)
+
+
+def kept_handles(handles: list[RunHandle], key: str = "mantik-a-1") -> Kept:
+    execution = Execution(uuid4(), None, open=[Wait(handles, None)], key=key)
+    return execution.kept()

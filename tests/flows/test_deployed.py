@@ -28,7 +28,9 @@ def prefect(server: PrefectServer, *arguments: str) -> str:
     return done.stdout
 
 
-def test_deployed_with_a_schedule_and_run_by_a_worker(sandbox: SandboxProcess, prefect_server: PrefectServer) -> None:
+def test_deployed_with_a_schedule_and_run_by_a_worker_elsewhere(
+    sandbox: SandboxProcess, prefect_server: PrefectServer, tmp_path: Path
+) -> None:
     prefect(prefect_server, "work-pool", "create", "mantik", "--type", "process")
     prefect(prefect_server, "deploy", "--all")
     path = "/deployments/name/train-across-sites/nightly"
@@ -48,7 +50,7 @@ def test_deployed_with_a_schedule_and_run_by_a_worker(sandbox: SandboxProcess, p
     worker = subprocess.Popen(
         [sys.executable, "-m", "prefect", "worker", "start", "--pool", "mantik", "--run-once"],
         env=prefect_server.environment(PREFECT_LOGGING_LEVEL="INFO"),
-        cwd=ROOT,
+        cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 from prefect import flow, task
@@ -20,15 +20,15 @@ from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.deployments.runner import EntrypointType
-from prefect.states import Running, State, Suspended
+from prefect.states import State
 
 from prefect_mantik import RunHandle, reap_runs, submit_run, suspending, wait_for_run, watch_runs
-from prefect_mantik.kept import LABEL, LIMIT, Execution, Kept, Wait, kept_of
-from prefect_mantik.ledger import FlowRunLedger
+from prefect_mantik.kept import LIMIT, Kept, kept_of
 from prefect_mantik.lifecycle.watcher import Watched
 from prefect_mantik.loop import call
 from prefect_mantik.sandbox.process import SandboxProcess
 from tests.conftest import PrefectServer
+from tests.flows.conftest import kept_handles
 from tests.flows.suspended import SITE, deployment_of
 from tests.flows.test_verbs import sleeper
 
@@ -366,30 +366,6 @@ def test_a_watcher_is_needed_that_comes(
 # --- Odd flow runs --------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def suspended(prefect_server: PrefectServer) -> Callable[..., UUID]:
-    """A flow run that is suspended with a key, and keeps some handles under another one, or the same."""
-    deployment_of("killed", "served-by-nobody").apply()
-
-    async def make(key: str, kept: Kept | str | None) -> UUID:
-        async with get_client() as client:
-            deployment = await client.read_deployment_by_name("killed/served-by-nobody")
-            run = await client.create_flow_run_from_deployment(deployment.id, parameters={"mark": "none"})
-            text = kept.model_copy(update={"flow_run": run.id}).written() if isinstance(kept, Kept) else kept
-            if text:
-                assert await FlowRunLedger(run.id).keep(LABEL, text)
-            for state in (Running(), Suspended(pause_key=key)):
-                await client.set_flow_run_state(run.id, state, force=True)
-            return run.id
-
-    return lambda key, kept=None: call(make, key, kept)
-
-
-def kept_handles(handles: list[RunHandle], key: str = "mantik-a-1") -> Kept:
-    execution = Execution(uuid4(), None, open=[Wait(handles, None)], key=key)
-    return execution.kept()
-
-
 def ended_run() -> RunHandle:
     @flow
     def pipeline() -> RunHandle:
@@ -448,7 +424,7 @@ def test_two_watchers_resume_once(sandbox: SandboxProcess, suspended: Callable[.
             return list(await asyncio.gather(*(watcher.watch() for watcher in watchers)))
         finally:
             for watcher in watchers:
-                watcher.attendance.leave()
+                await watcher.leave()
 
     resumed = [each.id for seen in call(both) for each in seen.resumed]
     assert resumed.count(due) == 1
