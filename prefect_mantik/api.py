@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path, PurePosixPath
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, ParamSpec, Protocol, TypeVar
 from urllib.parse import quote, urlsplit
 
 import anyio
@@ -20,8 +21,11 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 from prefect_mantik.environment import is_loopback
 from prefect_mantik.errors import ConfigurationError, LoginRefused, NotFound, RequestFailed, ServiceUnavailable
 from prefect_mantik.log import run_logger
-from prefect_mantik.loop import VERIFIED, Tls, calls_in_flight, http_client
+from prefect_mantik.loop import VERIFIED, Tls, calls_in_flight, http_client, per_process
 from prefect_mantik.responses import cause, explanation, hidden, retry_after, server_time, shortened
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 TOTAL_TIMEOUT = 120.0
 """Seconds that one call may take, with all its repeats."""
@@ -34,6 +38,7 @@ _CHUNK = 1 << 18
 
 
 _patience: ContextVar[float] = ContextVar("patience", default=math.inf)
+_urgent: ContextVar[bool] = ContextVar("urgent", default=False)
 
 
 @contextlib.contextmanager
@@ -44,6 +49,20 @@ def impatient(seconds: float) -> Iterator[None]:
         yield
     finally:
         _patience.reset(token)
+
+
+def urgent(work: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+    """Let calls of a coroutine function be tried even where a server asked to slow down: a cancel saves core-hours."""
+
+    @functools.wraps(work)
+    async def at_once(*args: P.args, **more: P.kwargs) -> R:
+        token = _urgent.set(True)
+        try:
+            return await work(*args, **more)
+        finally:
+            _urgent.reset(token)
+
+    return at_once
 
 
 class Login(Protocol):
@@ -153,7 +172,7 @@ class JsonApi:
         self._account = f"{username}@{url.scheme}://{url.netloc}"
         self._loopback = is_loopback(url.hostname or "")
         self._ahead = timedelta(0)
-        self._quiet_until = self._refuses_until = 0.0
+        self._quiet_until = 0.0
 
     def now(self) -> datetime:
         """The server's clock, as far as its answers tell: ours may be wrong by hours."""
@@ -199,7 +218,6 @@ class JsonApi:
         raise failure
 
     async def _once(self, call: Call) -> httpx.Response:
-        self._leave_alone(call)
         response = await self._send(call)
         if self._login is not None and self._login.outdated(response):
             response = await self._send(call)
@@ -209,15 +227,14 @@ class JsonApi:
 
     def _leave_alone(self, call: Call) -> None:
         """Send nothing before the moment that a 429 named, whichever call of the account it answered."""
-        seconds = self._refuses_until - monotonic()
-        if seconds > 0:
-            what = f"{self.name} asked not to be asked again for {seconds:.0f} s. Nothing was sent."
-            raise Repeat(
-                ServiceUnavailable(
-                    f"{call}: {what}", method=call.method, path=call.path, sent=False, retry_after=seconds
-                ),
-                seconds,
+        seconds = _refusing_until().get(self._account, 0.0) - monotonic()
+        if seconds > 0 and not _urgent.get():
+            # Without the seconds: what is said once is known by its words.
+            what = f"{self.name} asked to slow down, and is not asked before the time that it named. Nothing was sent."
+            error = ServiceUnavailable(
+                f"{call}: {what}", method=call.method, path=call.path, sent=False, retry_after=seconds
             )
+            raise Repeat(error, seconds)
 
     async def _send(self, call: Call) -> httpx.Response:
         who = await self._login.headers() if self._login else {}
@@ -225,6 +242,7 @@ class JsonApi:
             request = self._request(call, who)
             # Uploads take long, as submits do: one slot is left for what is asked meanwhile.
             async with calls_in_flight(self._account, repeatable=call.repeatable and not (call.upload or call.files)):
+                self._leave_alone(call)
                 with anyio.fail_after(self._seconds_for_one_try(call)):
                     response = await self._client().send(request)
         except (httpx.LocalProtocolError, UnicodeEncodeError):
@@ -287,7 +305,8 @@ class JsonApi:
         status = response.status_code
         if status == 429:
             again = self._heeded(response)
-            self._refuses_until = max(self._refuses_until, monotonic() + (again or 0.0))
+            until = _refusing_until()
+            until[self._account] = max(until.get(self._account, 0.0), monotonic() + (again or 0.0))
             error = self._error(ServiceUnavailable, call, response, "asks to slow down", sent=False, retry_after=again)
             return Repeat(error, again)
         if response.is_redirect:
@@ -318,6 +337,12 @@ class JsonApi:
     def _explained(self, response: httpx.Response) -> str:
         """What the server said of an error."""
         return explanation(response)
+
+
+@per_process
+def _refusing_until() -> dict[str, float]:
+    """Until when an account's server, which answered 429, is not to be asked: by our monotonic clock."""
+    return {}
 
 
 def _quoted(value: object) -> str:

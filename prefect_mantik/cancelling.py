@@ -11,7 +11,7 @@ from uuid import UUID
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 
-from prefect_mantik.api import impatient
+from prefect_mantik.api import impatient, urgent
 from prefect_mantik.errors import MantikError, RequestFailed
 from prefect_mantik.ledger import FlowRunLedger, origin_of, root_of
 from prefect_mantik.log import Logger, run_logger
@@ -125,6 +125,7 @@ async def cancel_runs_of(
     return ended
 
 
+@urgent
 async def _everywhere(
     flow_run_id: UUID, ended: Ended, logger: Logger, until: float, elsewhere: Collection[str]
 ) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from time import monotonic
 from typing import TYPE_CHECKING, Literal
 
 from prefect.exceptions import Abort
 
-from prefect_mantik.errors import ConfigurationError, NotSupported, RequestFailed, SiteSilent, WaitTimeout
+from prefect_mantik.errors import ConfigurationError, MantikError, SiteSilent, WaitTimeout
 from prefect_mantik.log import run_logger, without_tokens
 from prefect_mantik.loop import acall, call
 from prefect_mantik.noticing import end_runs_if_cancelled, unless_cancelled
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 
 OnTimeout = Literal["leave", "cancel"]
 """What becomes of jobs when the caller's own timeout passes."""
+
+LOGS_WITHIN = 60.0
+"""Seconds for the logs of all failed runs of a wait."""
+
+_LOGS_AT_ONCE = 8
 
 LOG_TAIL = 2_000
 """Characters of a failed run's log that its result shows."""
@@ -71,7 +77,21 @@ async def _wait(handles: list[RunHandle], timeout: float | None, on_timeout: OnT
         if on_timeout == "leave":
             raise WaitTimeout(f"{error} They were left alone: wait again, or cancel them.", error.handles) from None
         raise WaitTimeout(f"{error} {await _cancel_late(error.handles)}", error.handles) from None
-    return [await with_log(sites[handle], handle, statuses[handle]) for handle in handles]
+    return await _with_logs([(sites[handle], handle, statuses[handle]) for handle in handles])
+
+
+async def _with_logs(ended: Sequence[tuple[Site, RunHandle, RunStatus]]) -> list[RunResult]:
+    """The results. A site that is away must not keep them from the flow: then they come without logs."""
+    turn, until = asyncio.Semaphore(_LOGS_AT_ONCE), monotonic() + LOGS_WITHIN
+
+    async def one(site: Site, handle: RunHandle, status: RunStatus) -> RunResult:
+        async with turn:
+            try:
+                return await asyncio.wait_for(with_log(site, handle, status), max(0.1, until - monotonic()))
+            except (asyncio.TimeoutError, TimeoutError):
+                return RunResult(handle=handle, status=status)
+
+    return await asyncio.gather(*(one(*each) for each in ended))
 
 
 async def _until_ended(sites: Mapping[RunHandle, Site], timeout: float | None) -> dict[RunHandle, RunStatus]:
@@ -112,7 +132,7 @@ async def with_log(site: Site, handle: RunHandle, ended: RunStatus) -> RunResult
         return RunResult(handle=handle, status=ended)
     try:
         data, end = await site.read_log(handle, -4 * LOG_TAIL)
-    except (NotSupported, RequestFailed) as error:
+    except MantikError as error:
         run_logger().debug("The result of %s comes without its log: %s", handle.describe(), error)
         data, end = b"", 0
     text = without_tokens(data.decode(errors="replace"), is_cut=end > len(data))

@@ -34,6 +34,9 @@ from prefect_mantik.sites.notes import refuse_other_description
 
 LABEL = "mantik.suspended"
 
+KEY_PREFIX = "mantik-"
+"""Of the keys with which waits suspend their flow runs."""
+
 LIMIT = 400_000
 """Characters of the label: a thousand runs take about a third of it."""
 

@@ -13,26 +13,36 @@ import httpx
 MAX_DETAIL = 400
 """Characters of a server's explanation that an error shows."""
 
+MOST_QUIET = 3600.0
+"""Seconds for which a server's wish not to be asked is heeded at most."""
+
+_A_DATE = 1e8
+"""From here on a number of seconds is a moment, counted from 1970, not a length of time."""
+
 HTML_PAGE = "an HTML page"
 """How an explanation begins that a gateway gave, not the API."""
 
 
 def retry_after(response: httpx.Response) -> float | None:
-    """Seconds that a server asks to wait.
+    """Seconds that a server asks to wait, an hour at most.
 
     From the header Retry-After in either of its forms (RFC 9110, 10.2.3), or from RateLimit-Reset, which some gateways
-    send instead.
+    send instead: as seconds, or as a Unix time.
     """
     told = (response.headers.get("Retry-After") or response.headers.get("RateLimit-Reset", "")).strip()
-    if told.isdigit():
-        return float(told)
-    until = _http_date(told)
-    return max(0.0, (until - server_time(response)).total_seconds()) if until else None
+    if told.isdigit() and float(told) < _A_DATE:
+        return min(float(told), MOST_QUIET)
+    until = float(told) if told.isdigit() else _seconds(_http_date(told))
+    return min(max(0.0, until - server_time(response).timestamp()), MOST_QUIET) if until else None
 
 
 def server_time(response: httpx.Response) -> datetime:
     """The server's clock when it answered; ours where it does not say."""
     return _http_date(response.headers.get("Date", "")) or datetime.now(timezone.utc)
+
+
+def _seconds(date: datetime | None) -> float | None:
+    return date.timestamp() if date else None
 
 
 def _http_date(text: str) -> datetime | None:

@@ -18,7 +18,7 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import ObjectNotFound
 from prefect.flow_runs import asuspend_flow_run, suspend_flow_run
 
-from prefect_mantik.kept import LABEL, LIMIT, Execution, Wait, digest_of, execution_of
+from prefect_mantik.kept import KEY_PREFIX, LABEL, LIMIT, Execution, Wait, digest_of, execution_of
 from prefect_mantik.ledger import FlowRunLedger
 from prefect_mantik.log import run_logger
 from prefect_mantik.loop import acall, call
@@ -202,6 +202,6 @@ async def _new_key(execution: Execution) -> str:
     """The same for the same runs, but for a number: Prefect suspends a flow run with a key once."""
     async with get_client() as client:
         policy = (await client.read_flow_run(execution.root)).empirical_policy
-    stem = f"mantik-{digest_of(execution.awaited)}"
+    stem = f"{KEY_PREFIX}{digest_of(execution.awaited)}"
     used = sum(key.rpartition("-")[0] == stem for key in policy.pause_keys or ())
     return f"{stem}-{used + 1}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -40,6 +41,14 @@ def neutral_environment(monkeypatch: pytest.MonkeyPatch, empty_home: Path) -> No
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(empty_home))
     monkeypatch.setenv("NETRC", str(empty_home / "no-netrc"))
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_left_alone() -> Iterator[None]:
+    """A test that lets a server answer 429 must not keep the next one from asking it."""
+    yield
+    if api := sys.modules.get("prefect_mantik.api"):
+        api._refusing_until().clear()
 
 
 @dataclass(frozen=True)

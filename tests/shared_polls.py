@@ -7,7 +7,7 @@ import contextvars
 import itertools
 import json
 import random
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -162,9 +162,19 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Hub:
     return Hub(clock)
 
 
+async def a_hub(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Hub]:
+    """A fixture: what was begun there ends with the test."""
+    hub = install(monkeypatch)
+    yield hub
+    for process in hub.processes:
+        process.go_on()
+        process.kill()
+    await asyncio.sleep(0.01)
+
+
 def asked_by_all(hub: Hub, number: int = 0, since: float = 0.0, until: float = float("inf")) -> list[float]:
     """When anybody asked for a run."""
     return sorted(at for process in hub.processes for at in process.asked(number, since, until))
 
 
-__all__ = ["LATENCY", "Hub", "Process", "asked_by_all", "install", "run"]
+__all__ = ["LATENCY", "Hub", "Process", "a_hub", "asked_by_all", "install", "run"]

@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from prefect_mantik.errors import NotSupported, RequestFailed, ServiceUnavailable
 from prefect_mantik.log_artifacts import LONGEST, artifact_key, log_markdown
 from prefect_mantik.runs import RunHandle, RunState, RunStatus
-from prefect_mantik.sites.base import Capability, Site
+from prefect_mantik.sites.base import Capability, Pace, Site
 from prefect_mantik.waiting import following, run_log, showing
 from prefect_mantik.waiting.following import LogFollower
 from prefect_mantik.waiting.observing import Observed
@@ -121,6 +121,27 @@ async def test_new_lines_are_shown_with_run_and_site(
     assert shown(said) == ["train-0 at birch | epoch 2 loss 0.4", "train-0 at birch | 100% %s"]
     await wait.look()
     assert shown(said) == []
+
+
+async def test_a_log_may_be_kept_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, said: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    wait = Wait(monkeypatch, directory=tmp_path, flow_run="flow-1", shows=False)
+    await wait.look(_0=b"one\n")
+    await wait.end(_0=b"one\ntwo")
+    await wait.close()
+    assert (tmp_path / "flow-1" / "train-0-birch-1.log").read_text() == "one\ntwo\n"
+    assert shown(said) == []
+
+
+@pytest.mark.parametrize(("longest", "least", "most"), [(0, 550, 600), (300, 110, 170)])
+async def test_a_log_is_read_as_seldom_as_its_site_wishes(
+    monkeypatch: pytest.MonkeyPatch, longest: float, least: int, most: int
+) -> None:
+    wait = Wait(monkeypatch, site=written_site(pace=Pace(longest=longest)))
+    for _ in range(600):
+        await wait.look(60)
+    assert least < len(wait.site.read) <= most
 
 
 async def test_what_a_run_writes_last_is_shown_when_it_ends(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
 
 import pytest
 from prefect.events import Event, Resource
@@ -15,7 +14,7 @@ from prefect_mantik.sites.base import Site
 from prefect_mantik.waiting import sharing
 from prefect_mantik.waiting.settings import MantikSettings
 from tests.polled_site import Answer, PolledSite, Waiter, run, script, state
-from tests.shared_polls import Hub, Process, asked_by_all, install
+from tests.shared_polls import Hub, Process, a_hub, asked_by_all
 from tests.virtual_clock import START
 
 HOUR = 3600.0
@@ -23,14 +22,7 @@ LATE = sharing.PATIENCE * 1.15 * 1.1 + 66 + 5
 """Seconds after which an end is noticed at the latest, whatever is lost: patience, an interval, jitter."""
 
 
-@pytest.fixture
-async def hub(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Hub]:
-    hub = install(monkeypatch)
-    yield hub
-    for process in hub.processes:
-        process.go_on()
-        process.kill()
-    await asyncio.sleep(0.01)
+hub = pytest.fixture(a_hub)
 
 
 def ending(ends: dict[str, float]) -> Answer:

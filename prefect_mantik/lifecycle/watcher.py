@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient, get_client
@@ -21,7 +21,7 @@ from prefect.utilities.urls import url_for
 from pydantic import BaseModel, ConfigDict
 
 from prefect_mantik.errors import MantikError
-from prefect_mantik.kept import Kept, kept_of
+from prefect_mantik.kept import KEY_PREFIX, Kept, kept_of
 from prefect_mantik.lifecycle.heartbeat import WAITING
 from prefect_mantik.lifecycle.suspended import SuspendedFlowRun
 from prefect_mantik.log import run_logger
@@ -31,6 +31,8 @@ from prefect_mantik.waiting.rounds import Attendance, Round
 
 TEND_TIMEOUT = 30.0
 """Seconds that a site may take to help a run along."""
+
+LATE_HEARTBEAT = timedelta(minutes=10)
 
 _PAGE = 20
 """Flow runs in one answer: each may have a label of some hundred kilobytes."""
@@ -96,6 +98,7 @@ class Watcher:
     closed: dict[RunHandle, RunStatus] = field(default_factory=dict)
     _shown: dict[tuple[UUID, str], SuspendedFlowRun] = field(default_factory=dict)
     """By flow run and suspension: there may be several."""
+    _signed: set[tuple[UUID, str | None]] = field(default_factory=set)
     _said: set[str] = field(default_factory=set)
     _flow_names: dict[UUID, str] = field(default_factory=dict)
 
@@ -112,6 +115,8 @@ class Watcher:
                 continue
             if kept and kept.key == _pause_key(flow_run):
                 ours.append((flow_run, kept))
+            elif (_pause_key(flow_run) or "").startswith(KEY_PREFIX):
+                troubles.append(f"{_shown(flow_run)} has lost the label of what it waits for: resume it by hand.")
             elif kept:
                 left_alone.append(_link(flow_run))
         told = await self._ask({handle for _, kept in ours for handle in kept.awaited})
@@ -174,7 +179,15 @@ class Watcher:
         await asyncio.gather(*(leave(self._shown.pop(key)) for key in keys))
 
     async def _emit_sign_of_life(self, flow_run: FlowRun) -> None:
-        """A suspended flow run has no process: the watcher tells the heartbeat automation that none is missed."""
+        """A suspended flow run has no process: the watcher tells the heartbeat automation that none is missed.
+
+        A last heartbeat may come some time after the word that it is suspended; later once a process is enough.
+        """
+        since = flow_run.state.timestamp if flow_run.state else None
+        suspended = (flow_run.id, _pause_key(flow_run))
+        if suspended in self._signed and since and datetime.now(timezone.utc) - since > LATE_HEARTBEAT:
+            return
+        self._signed.add(suspended)
         if flow_run.flow_id not in self._flow_names:
             async with get_client() as client:
                 self._flow_names[flow_run.flow_id] = (await client.read_flow(flow_run.flow_id)).name

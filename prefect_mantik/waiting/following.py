@@ -17,7 +17,7 @@ from prefect_mantik.errors import NotSupported, ServiceUnavailable
 from prefect_mantik.log import run_logger, without_tokens
 from prefect_mantik.runs import RunHandle, RunState
 from prefect_mantik.sites.base import Capability, Site
-from prefect_mantik.waiting.kept_log import open_kept_log
+from prefect_mantik.waiting.kept_log import files, open_kept_log
 from prefect_mantik.waiting.observing import Observed
 from prefect_mantik.waiting.poller import bounds_of
 from prefect_mantik.waiting.run_log import WRITE_TIMEOUT, RunLog, Tail
@@ -191,7 +191,7 @@ class LogFollower:
         async for lines in log.parts(site, most, until):
             run.latest.add(lines)
         if log.trouble:
-            self._say_disk(log.trouble)
+            self._take_disk_trouble(log.trouble)
 
     async def _read_to_end(self, run: _Followed, log: RunLog, site: Site, until: float) -> None:
         if log.kept is not None or self._publish is None:
@@ -211,13 +211,13 @@ class LogFollower:
     async def _opened(self, handle: RunHandle) -> RunLog:
         if self._directory is None:
             return RunLog(handle)
-        opening = asyncio.to_thread(open_kept_log, self._directory, self._flow_run, handle)
+        opening = asyncio.get_running_loop().run_in_executor(
+            files(), open_kept_log, self._directory, self._flow_run, handle
+        )
         try:
             return RunLog(handle, await asyncio.wait_for(opening, WRITE_TIMEOUT))
         except (OSError, asyncio.TimeoutError, TimeoutError) as error:
-            self._say_disk(error)
-            if isinstance(error, (asyncio.TimeoutError, TimeoutError)):
-                self._directory = None  # a disk that hangs would be waited for once a run
+            self._take_disk_trouble(error)
             return RunLog(handle)
 
     # --- Saying ---
@@ -257,7 +257,9 @@ class LogFollower:
                 run_logger().info("Nor can the logs of %d more training runs at %s.", more, site)
         self._troubles.clear()
 
-    def _say_disk(self, error: Exception) -> None:
+    def _take_disk_trouble(self, error: Exception) -> None:
+        if isinstance(error, (asyncio.TimeoutError, TimeoutError)):
+            self._directory = None  # a disk that hangs would be waited for once a run
         words = getattr(error, "strerror", None) or str(error) or "it takes too long"
         if words not in self._disk_said:
             self._disk_said.add(words)

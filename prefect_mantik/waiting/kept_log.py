@@ -15,14 +15,22 @@ import os
 import re
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from prefect_mantik.loop import per_process
 from prefect_mantik.runs import RunHandle
 
 NO_FLOW_RUN = "no-flow-run"
 
 _ONE_AT_A_TIME = threading.Lock()
+
+
+@per_process
+def files() -> ThreadPoolExecutor:
+    """Threads for these files alone: on a disk that hangs they hang, and nobody else's work with them."""
+    return ThreadPoolExecutor(2, thread_name_prefix="mantik-logs")
 
 
 class KeptLog:

@@ -7,6 +7,7 @@ import random
 from collections.abc import Coroutine, Hashable, Iterable, Mapping, Sequence
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from prefect_mantik import event_stream
@@ -60,6 +61,11 @@ class Seat:
     asked: float | None = None
     due: float = 0.0
     pause: float = 0.0
+
+    def still(self, status: RunStatus) -> RunStatus:
+        """The status that was told last, as told now: by the clock that told it."""
+        passed = clock.monotonic() - (clock.monotonic() if self.asked is None else self.asked)
+        return status.model_copy(update={"observed_at": status.observed_at + timedelta(seconds=passed)})
 
     def take(self, status: RunStatus) -> None:
         """Hand a status on to who waits for it."""
@@ -152,6 +158,12 @@ class Poller:
         seats = [seat for handle, seat in self._seats.items() if handle in statuses]
         self._take(seats, statuses)
 
+    def unchanged(self, handles: Iterable[RunHandle]) -> None:
+        """See `sharing.Host`."""
+        seats = [seat for handle in handles if (seat := self._seats.get(handle))]
+        known = {seat.handle: seat.still(seat.status) for seat in seats if seat.status}
+        self._take([seat for seat in seats if seat.handle in known], known)
+
     def postpone(self, handles: Iterable[RunHandle], seconds: float) -> None:
         """See `sharing.Host`."""
         for handle in handles:
@@ -187,11 +199,11 @@ class Poller:
             return []
         seats = list(self._seats.values())
         due = [seat for seat in seats if seat.due <= now]
+        if due:
+            due = seats if due[0].site.one_call else [seat for seat in seats if seat.due - EARLY * seat.pause <= now]
         if self._sharing and any(self._sharing.covers(seat.handle) for seat in due):
             self._sharing.asked_alone()
-        if not due or due[0].site.one_call:
-            return seats if due else []
-        return [seat for seat in seats if seat.due - EARLY * seat.pause <= now]
+        return due
 
     async def _round(self, due: Sequence[Seat]) -> None:
         due = sorted(due, key=lambda seat: seat.asked or 0.0)  # so that none stays the last one of many
@@ -209,6 +221,8 @@ class Poller:
                 self._back_off(seats[0].site)
                 return
             self._failures = 0
+            if clock.monotonic() < self._not_before:
+                return  # it asks for rest: the others are due as before
 
     def _take(self, seats: Sequence[Seat], statuses: Mapping[RunHandle, RunStatus], asked: bool = True) -> None:
         now = clock.monotonic()

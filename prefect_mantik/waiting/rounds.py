@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
 from prefect_mantik.errors import MantikError
-from prefect_mantik.runs import RunHandle, RunState, RunStatus
+from prefect_mantik.runs import Reason, RunHandle, RunState, RunStatus
 from prefect_mantik.sites.base import Site
 from prefect_mantik.sites.opening import site_of
 from prefect_mantik.waiting import clock
@@ -80,9 +80,10 @@ class Attendance:
     def _read(self, handle: RunHandle, run: _Attended, found: Round) -> None:
         if isinstance(run.told, RunStatus):
             found.statuses[handle] = run.told
-            if run.told.state is not RunState.UNKNOWN:
-                return
-            found.troubles[handle] = run.told.site_word
+            if run.told.state is RunState.UNKNOWN:
+                found.troubles[handle] = run.told.site_word
+            if run.told.reason is not Reason.PAUSED:
+                return  # the poller goes on, as seldom as that site wishes
         else:
             found.fail([handle], run.told or TimeoutError(f"no answer in {PATIENCE:.0f} s"))
         self._runs.pop(handle).leave()  # the next round opens its site with what is saved then

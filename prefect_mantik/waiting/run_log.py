@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from prefect_mantik.runs import RunHandle
 from prefect_mantik.sites.base import Site
-from prefect_mantik.waiting.kept_log import KeptLog
+from prefect_mantik.waiting.kept_log import KeptLog, files
 from prefect_mantik.waiting.plain_lines import PlainLines
 
 PART = 512 * 2**10
@@ -165,4 +165,4 @@ async def _write(kept: KeptLog, lines: list[str], start: int, end: int, earlier:
     """Write after an earlier write, whatever became of that."""
     if earlier is not None:
         await asyncio.wait({earlier})
-    await asyncio.to_thread(kept.append, lines, start, end)
+    await asyncio.get_running_loop().run_in_executor(files(), kept.append, lines, start, end)

@@ -23,7 +23,7 @@ from prefect.events import Event
 from prefect_mantik import event_stream
 from prefect_mantik.log import run_logger
 from prefect_mantik.loop import start_apart
-from prefect_mantik.runs import Reason, RunHandle, RunState, RunStatus
+from prefect_mantik.runs import RunHandle, RunState, RunStatus
 from prefect_mantik.sites.base import Site
 from prefect_mantik.waiting import clock
 from prefect_mantik.waiting.words import (
@@ -81,6 +81,10 @@ class Host(Protocol):
 
     def told(self, statuses: Mapping[RunHandle, RunStatus]) -> None:
         """Take over what another process was told."""
+        ...
+
+    def unchanged(self, handles: Iterable[RunHandle]) -> None:
+        """Take over that nothing was told anew of runs by who asks for them."""
         ...
 
     def postpone(self, handles: Iterable[RunHandle], seconds: float) -> None:
@@ -263,9 +267,9 @@ class Sharing:
         self._known = {run: status for run, status in self._known.items() if run in wanted}
 
     def _cannot(self, guest: _Guest) -> frozenset[tuple[str, str, str]]:
-        """Whoever is refused here must not keep others from asking, with what may be another password."""
-        refused = {run for run in guest.leaves if run in self._known and _is_refused(self._known[run])}
-        return frozenset(run.identity for run in guest.cannot | refused)
+        """Whoever is not answered here must not keep others from asking, by what may be another way or password."""
+        away = {run for run in guest.leaves if run in self._known and self._known[run].state is RunState.UNKNOWN}
+        return frozenset(run.identity for run in guest.cannot | away)
 
     # --- Hearing ----------------------------------------------------------------------------------------------------
 
@@ -305,13 +309,18 @@ class Sharing:
             self._follow(who)
         if told.number <= self._heard:
             return  # heard twice
-        missed = self._heard and told.number != self._heard + 1
+        heard_all = told.number == self._heard + 1
         self._heard, self._heard_at = told.number, clock.monotonic()
         if not self._is_answered(told.answers.get(self._rank[1])) and (is_new or self._heard_at - self._said > REPLY):
             self._say_soon()
         covered = [run for run in self._host.wanted() if run in self._covered]
-        self._host.told({run: told.statuses[run.identity] for run in covered if run.identity in told.statuses})
-        self._host.postpone(covered, 0.0 if missed else PATIENCE * random.uniform(1.02, 1.15))  # noqa: S311  # jitter
+        news = {run: told.statuses[run.identity] for run in covered if run.identity in told.statuses}
+        # Of a holder that is heard for the first time the word before may have answered us, and been lost.
+        sure = covered if heard_all else [*news] if is_new else []
+        self._host.told(news)
+        self._host.unchanged(run for run in sure if run not in news)
+        self._host.postpone(sure, PATIENCE * random.uniform(1.02, 1.15))  # noqa: S311  # jitter
+        self._host.postpone((run for run in covered if run not in sure), 0.0)
 
     def _is_answered(self, answer: Answer | None) -> bool:
         if answer is None:
@@ -377,6 +386,8 @@ class Sharing:
             self._hurry.set()
         elif before.life_at != status.life_at:
             self._news[run] = status  # with the next heartbeat
+        else:
+            (self._news if run in self._news else self._known)[run] = status  # the same, as told now
         if status.state.is_end:
             for guest in self._guests.values():
                 guest.leaves.pop(run, None)
@@ -392,10 +403,6 @@ class Sharing:
         self._guests.clear()
         self._known.clear()
         self._news.clear()
-
-
-def _is_refused(status: RunStatus) -> bool:
-    return status.state is RunState.UNKNOWN and status.reason is Reason.PAUSED
 
 
 async def _unless_it_fails(work: Coroutine[Any, Any, None]) -> None:

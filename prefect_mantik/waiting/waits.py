@@ -60,8 +60,9 @@ async def wait_until_ended(
         left = [run.handle for run in wait.runs if not run.ended]
         if left:  # else all ended, and only their books were being closed
             listed = ", ".join(handle.describe() for handle in left)
+            when = f"after {timeout:.0f} s" if timeout else "when the timeout passed"
             raise WaitTimeout(
-                f"{len(left)} of {len(wait.runs)} training runs had not ended after {timeout:.0f} s: {listed}.", left
+                f"{len(left)} of {len(wait.runs)} training runs had not ended {when}: {listed}.", left
             ) from None
     finally:
         wait.leave()

@@ -81,6 +81,8 @@ def take(told: Sequence[tuple[Watched, RunStatus]], runs: Sequence[Watched]) -> 
         told: Of which runs.
         runs: All that are waited for.
     """
+    last = dict(told)
+    told = [one for one in told if one[1].state is not RunState.UNKNOWN or one[1] is last[one[0]]]
     lost = [one for one in told if one[1].state is RunState.UNKNOWN and one[0].unknown_since is None]
     found = [run for run, status in told if status.state is not RunState.UNKNOWN and run.unknown_since is not None]
     if lost:

@@ -12,6 +12,8 @@ from prefect_mantik.runs import RunHandle, RunState, RunStatus
 
 WANTED, TOLD, LEFT = "polls.wanted", "polls.told", "polls.left"
 
+_UNPACKED_LIMIT = 64 * 2**20
+
 Identity = tuple[str, str, str]
 """See `RunHandle.identity`."""
 
@@ -117,4 +119,4 @@ def _packed(document: Any) -> str:
 
 
 def _unpacked(text: str) -> Any:
-    return json.loads(zlib.decompress(base64.b85decode(text)))
+    return json.loads(zlib.decompressobj().decompress(base64.b85decode(text), _UNPACKED_LIMIT))

@@ -385,12 +385,14 @@ def test_each_flow_run_is_judged_by_itself(
     nobodys = suspended("a-persons-key")
     damaged = suspended("mantik-a-1", "no label of ours")
     deleted = suspended("mantik-a-1", kept_handles([handle, gone]))
+    lost = suspended("mantik-a-1")
     due = suspended("mantik-a-1", kept_handles([handle]))
     seen = watched()
     assert [each.id for each in seen.resumed] == [due]
     assert [each.id for each in seen.waiting] == [deleted]
     assert [str(a_persons) in link for link in seen.left_alone] == [True]
-    assert len(seen.troubles) == 2
+    assert len(seen.troubles) == 3
+    assert any(str(lost) in sentence and "has lost the label" in sentence for sentence in seen.troubles)
     assert any(str(damaged) in sentence and "resume it by hand" in sentence for sentence in seen.troubles)
     assert any(str(deleted) in sentence and "deleted" in sentence for sentence in seen.troubles)
     assert all(sentence in caplog.text for sentence in seen.troubles)

@@ -18,6 +18,7 @@ from datetime import datetime, timezone
 from time import monotonic
 from typing import Any, ClassVar
 
+from prefect_mantik.api import urgent
 from prefect_mantik.backend_config import parse_backend_config, refuse_unsendable, slurm_fields, slurm_script
 from prefect_mantik.credentials import MantikProject
 from prefect_mantik.documents import reference
@@ -363,6 +364,7 @@ class DirectFirecrestSite(DirectSite):
         path = await self._directory_of(handle)
         await self._directory(path, await self._client.about()).write_token(content)
 
+    @urgent
     async def cancel(self, handle: RunHandle) -> None:
         """Cancel the job, leave a mark that it was us, and close its MLflow run. See `Site.cancel`."""
         job = handle.remote_id

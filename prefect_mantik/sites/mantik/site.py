@@ -15,6 +15,7 @@ from uuid import UUID
 
 from pydantic import ValidationError
 
+from prefect_mantik.api import urgent
 from prefect_mantik.backend_config import backend_kind, parse_backend_config, site_label, with_variables
 from prefect_mantik.credentials import MantikCredentials, MantikProject
 from prefect_mantik.documents import reference
@@ -175,6 +176,7 @@ class PlatformSite(Site):
                 await close_mlflow_run(self._tracking, handle, status)
         return None
 
+    @urgent
     async def cancel(self, handle: RunHandle) -> None:
         """Cancel at the site itself, or through the platform where it has a path for that. See `Site.cancel`."""
         if (await self.poll([handle]))[handle].state.is_end:

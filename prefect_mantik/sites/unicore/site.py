@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack
 from datetime import datetime, timezone
 from typing import Any, ClassVar, NamedTuple
 
+from prefect_mantik.api import urgent
 from prefect_mantik.backend_config import parse_backend_config, unicore_job
 from prefect_mantik.credentials import MantikProject
 from prefect_mantik.errors import (
@@ -311,6 +312,7 @@ class DirectUnicoreSite(DirectSite):
     def _unreadable(self, job: str) -> ServiceUnavailable:
         return ServiceUnavailable(f"{self.name} lists job {job}, and knows no job of this id.")
 
+    @urgent
     async def cancel(self, handle: RunHandle) -> None:
         """Abort the job, and close its MLflow run. See `Site.cancel`."""
         try:

@@ -1,0 +1,71 @@
+"""What one process of several cannot do the others do for themselves."""
+
+from __future__ import annotations
+
+import pytest
+
+from prefect_mantik.errors import ServiceUnavailable
+from prefect_mantik.runs import RunHandle, RunState, RunStatus
+from prefect_mantik.waiting.interval import SHARE
+from tests.polled_site import run, state
+from tests.shared_polls import Hub, Process, a_hub
+from tests.virtual_clock import START
+
+hub = pytest.fixture(a_hub)
+
+
+def running(_: RunHandle, now: float) -> RunStatus:
+    return state("RUNNING", now, started_at=START)
+
+
+async def test_who_cannot_reach_the_site_keeps_no_other_process_from_it(hub: Hub) -> None:
+    """A laptop whose network is gone, but for Prefect."""
+
+    def cut_off(handle: RunHandle, now: float) -> RunStatus:
+        if now >= 500:
+            raise ServiceUnavailable("no connection", method="GET", path="/")
+        return running(handle, now)
+
+    def ends(handle: RunHandle, now: float) -> RunStatus:
+        return state("FINISHED", now) if now >= 1000 else running(handle, now)
+
+    holder, other = Process(hub, cut_off), Process(hub, ends)
+    holder.wait_for(run(0))
+    waiter = other.wait_for(run(1))
+    await hub.clock.sleep(400)
+    assert other.sharing.follows
+    await waiter.until("FINISHED")
+    assert hub.clock.now < 1000 + 70
+
+
+async def test_who_died_is_replaced_also_when_another_run_is_asked_meanwhile(hub: Hub) -> None:
+    """Where one call asks for all runs, the ones that are covered are asked with it."""
+    holder, other, third = (Process(hub, running) for _ in range(3))
+    for number, process in enumerate((holder, other, third)):
+        process.wait_for(run(number))
+    await hub.clock.sleep(1000)
+    assert other.sharing.follows
+    holder.kill()
+    other.wait_for(run("new"))
+    await hub.clock.sleep(300)
+    before = third.site.requests
+    assert not other.sharing.follows
+    await hub.clock.sleep(1500)
+    assert third.sharing.follows
+    assert third.site.requests <= before + 3
+
+
+async def test_what_does_not_change_is_known_to_be_so_now(hub: Hub) -> None:
+    holder, other = Process(hub, running), Process(hub, running)
+    holder.wait_for(run(0))
+    told: list[RunStatus] = []
+
+    def tell(status: RunStatus | Exception) -> None:
+        assert isinstance(status, RunStatus)
+        told.append(status)
+
+    other._context.run(other.poller.join, run(1), other.site, tell, other._open)
+    await hub.clock.sleep(3600)
+    assert other.site.requests < 5
+    assert told[-1].state is RunState.RUNNING
+    assert 3600 - (told[-1].observed_at - START).total_seconds() < 60 + SHARE * 60 + 5
