@@ -32,7 +32,7 @@ from prefect_mantik.sandbox.process import SandboxProcess, start_sandbox
 from tests.sandbox_jobs import credentials
 
 ROOT = Path(__file__).parents[1]
-RUNS, ROUNDS, IN_FLIGHT = 200, 3, 4
+RUNS, ROUNDS, IN_FLIGHT = 200, 5, 4
 CODE = b"\0" * 4096
 """In place of the packed code: some kilobytes."""
 

@@ -31,7 +31,7 @@ from prefect_mantik.waiting.sharing import AGAIN
 
 ROOT = Path(__file__).parents[1]
 PEERS = ROOT / "build" / "peers"
-SECONDS, SETTLE, RUNS, INTERVAL = 108.0, 45.0, 10, 5.0
+SECONDS, SETTLE, RUNS, INTERVAL = 108.0, 30.0, 10, 5.0
 """Seconds of a measurement, twice as long where processes share: whole heartbeats, or an hour of them would be told
 from a third of one."""
 

@@ -17,9 +17,10 @@ from prefect_mantik.loop import per_process, start_apart
 from prefect_mantik.runs import Reason, RunHandle, RunState, RunStatus
 from prefect_mantik.sites.base import Site, not_asked
 from prefect_mantik.waiting import clock, interval
+from prefect_mantik.waiting.host import OpenSite, Tell
 from prefect_mantik.waiting.interval import Bounds
 from prefect_mantik.waiting.settings import settings
-from prefect_mantik.waiting.sharing import OpenSite, Sharing, Tell
+from prefect_mantik.waiting.sharing import Sharing
 
 T = TypeVar("T")
 
@@ -115,7 +116,7 @@ class Poller:
             self._sharing.wants_change()
 
     def join_guest(self, handle: RunHandle, site: Site, tell: Tell) -> bool:
-        """See `sharing.Host`. It is asked as long as somebody waits here too."""
+        """See `Host`. It is asked as long as somebody waits here too."""
         if _key_of(site) != self._key:
             return False
         seat = self._sit(handle, site)
@@ -147,25 +148,25 @@ class Poller:
         if self._sharing:
             self._sharing.wants_change()
 
-    # --- What `Sharing` asks of its host -----------------------------------------------------------------------------
+    # --- What `Sharing` asks: see `Host` ------------------------------------------------------------------------------
 
     def wanted(self) -> list[RunHandle]:
-        """See `sharing.Host`."""
+        """See `Host`."""
         return [seat.handle for seat in self._seats.values() if seat.tells and seat.handle.site]
 
     def told(self, statuses: Mapping[RunHandle, RunStatus]) -> None:
-        """See `sharing.Host`."""
+        """See `Host`."""
         seats = [seat for handle, seat in self._seats.items() if handle in statuses]
         self._take(seats, statuses)
 
     def unchanged(self, handles: Iterable[RunHandle]) -> None:
-        """See `sharing.Host`."""
+        """See `Host`."""
         seats = [seat for handle in handles if (seat := self._seats.get(handle))]
         known = {seat.handle: seat.still(seat.status) for seat in seats if seat.status}
         self._take([seat for seat in seats if seat.handle in known], known)
 
     def postpone(self, handles: Iterable[RunHandle], seconds: float) -> None:
-        """See `sharing.Host`."""
+        """See `Host`."""
         for handle in handles:
             if seat := self._seats.get(handle):
                 seat.due = clock.monotonic() + seconds

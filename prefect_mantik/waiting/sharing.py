@@ -14,9 +14,9 @@ import hashlib
 import random
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from prefect.events import Event
 
@@ -26,6 +26,7 @@ from prefect_mantik.loop import start_apart
 from prefect_mantik.runs import RunHandle, RunState, RunStatus
 from prefect_mantik.sites.base import Site
 from prefect_mantik.waiting import clock
+from prefect_mantik.waiting.host import Host, OpenSite
 from prefect_mantik.waiting.words import (
     LEFT,
     TOLD,
@@ -66,38 +67,6 @@ Prefect's database."""
 
 MOST_RUNS = 5000
 """Runs that one process lets another ask for: an event holds a megabyte and a half."""
-
-OpenSite = Callable[[RunHandle], Awaitable[Site]]
-Tell = Callable[[RunStatus | Exception], None]
-"""Takes what was told of a run; or why nothing ever will be."""
-
-
-class Host(Protocol):
-    """The poller, as seen from here."""
-
-    def wanted(self) -> list[RunHandle]:
-        """The runs that somebody in this process waits for, and that other processes can find."""
-        ...
-
-    def told(self, statuses: Mapping[RunHandle, RunStatus]) -> None:
-        """Take over what another process was told."""
-        ...
-
-    def unchanged(self, handles: Iterable[RunHandle]) -> None:
-        """Take over that nothing was told anew of runs by who asks for them."""
-        ...
-
-    def postpone(self, handles: Iterable[RunHandle], seconds: float) -> None:
-        """Ask for runs no sooner than this, if nothing is told meanwhile; at once for 0."""
-        ...
-
-    def join_guest(self, handle: RunHandle, site: Site, tell: Tell) -> bool:
-        """Ask for a run that another process waits for; False if its site is of another account."""
-        ...
-
-    def leave(self, handle: RunHandle, tell: Tell) -> None:
-        """Wait no more."""
-        ...
 
 
 @dataclass(eq=False)
