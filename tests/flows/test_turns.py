@@ -20,6 +20,14 @@ from prefect_mantik.sites.notes import Contended, SubmitNote
 from tests.conftest import PrefectServer
 
 
+@pytest.fixture(autouse=True)
+async def nobody_holds_a_slot(prefect_server: PrefectServer) -> None:
+    """Processes that other tests killed hold theirs for a minute, and keys share sixty-four limits."""
+    async with get_client() as client:
+        for limit in await client.read_global_concurrency_limits():
+            await client.delete_global_concurrency_limit_by_name(limit.name)
+
+
 async def limit_of(site_key: str) -> GlobalConcurrencyLimit:
     async with get_client() as client:
         return await client.read_global_concurrency_limit_by_name(turns.limit_name(site_key))
