@@ -23,7 +23,14 @@ class SandboxControl:
     """Looks inside a sandbox and makes trouble in it."""
 
     def __init__(self, url: str, token: str) -> None:
-        self._client = httpx.Client(base_url=url, headers={"X-Sandbox-Token": token}, timeout=60, trust_env=False)
+        # Each call has a connection of its own: a kept one may be closed in the very moment of the next call.
+        self._client = httpx.Client(
+            base_url=url,
+            headers={"X-Sandbox-Token": token},
+            timeout=60,
+            trust_env=False,
+            limits=httpx.Limits(max_keepalive_connections=0),
+        )
 
     def jobs(self, *, run_key: str | None = None, live: bool | None = None) -> list[dict[str, Any]]:
         """List the jobs of all sites, oldest first.
