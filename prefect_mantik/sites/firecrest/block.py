@@ -12,6 +12,7 @@ from prefect_mantik.credentials import DOCUMENTATION, LOGO, FirecrestCredentials
 from prefect_mantik.documents import reference
 from prefect_mantik.environment import check_url
 from prefect_mantik.errors import ConfigurationError
+from prefect_mantik.sites.fields import PollLongest, PollShortest, Settle
 
 if TYPE_CHECKING:
     from prefect_mantik.firecrest import FirecrestClient
@@ -74,26 +75,9 @@ class FirecrestSite(Block):
         description="Cancel a job that for two minutes will not start by itself, such as one over the partition's time "
         "limit. Off: a wait warns once and goes on.",
     )
-    settle: float = Field(
-        default=SETTLE,
-        title="Settle time",
-        description="Seconds without a trace of a job that prove its absence after an unclear answer.",
-        ge=0,
-    )
-    poll_shortest: float = Field(
-        default=0,
-        title="Shortest poll interval",
-        description="Seconds between two polls of a run, at least. 0 for the setting "
-        "PREFECT_INTEGRATIONS_MANTIK_POLL_SHORTEST.",
-        ge=0,
-    )
-    poll_longest: float = Field(
-        default=0,
-        title="Longest poll interval",
-        description="Seconds between two polls of a run, at most. 0 for the setting "
-        "PREFECT_INTEGRATIONS_MANTIK_POLL_LONGEST.",
-        ge=0,
-    )
+    settle: Settle = SETTLE
+    poll_shortest: PollShortest = 0
+    poll_longest: PollLongest = 0
 
     @field_validator("api_url")
     @classmethod

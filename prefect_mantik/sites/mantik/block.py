@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, field_validator
 
 from prefect_mantik.credentials import DOCUMENTATION, LOGO, MantikConnection, MantikProject
 from prefect_mantik.errors import ConfigurationError
+from prefect_mantik.sites.fields import PollLongest, PollShortest, Settle
 
 if TYPE_CHECKING:
     from prefect_mantik.sites.mantik.site import PlatformSite
@@ -42,26 +43,9 @@ class MantikSite(Block):
         title="Compute backend config",
         description="Mantik's compute backend config as a JSON object: the site's URL, resources and environment.",
     )
-    settle: float = Field(
-        default=SETTLE,
-        title="Settle time",
-        description="Seconds without a trace of a run that prove its absence after an unclear answer.",
-        ge=0,
-    )
-    poll_shortest: float = Field(
-        default=0,
-        title="Shortest poll interval",
-        description="Seconds between two polls of a run, at least. 0 for the setting "
-        "PREFECT_INTEGRATIONS_MANTIK_POLL_SHORTEST.",
-        ge=0,
-    )
-    poll_longest: float = Field(
-        default=0,
-        title="Longest poll interval",
-        description="Seconds between two polls of a run, at most. 0 for the setting "
-        "PREFECT_INTEGRATIONS_MANTIK_POLL_LONGEST.",
-        ge=0,
-    )
+    settle: Settle = SETTLE
+    poll_shortest: PollShortest = 0
+    poll_longest: PollLongest = 0
     silence_warning: float = Field(
         default=1800,
         title="Silence warning",

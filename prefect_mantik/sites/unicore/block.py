@@ -14,6 +14,7 @@ from prefect_mantik.environment import check_url
 from prefect_mantik.errors import ConfigurationError
 from prefect_mantik.log import run_logger
 from prefect_mantik.loop import Tls, per_process, tls_context
+from prefect_mantik.sites.fields import PollLongest, PollShortest, Settle
 
 if TYPE_CHECKING:
     from prefect_mantik.sites.unicore.site import DirectUnicoreSite
@@ -80,26 +81,9 @@ class UnicoreSite(Block):
     storage: str = Field(
         default="HOME", title="Storage", description="Storage at the site that is looked at when files are asked for."
     )
-    settle: float = Field(
-        default=SETTLE,
-        title="Settle time",
-        description="Seconds without a trace of a job that prove its absence after an unclear answer.",
-        ge=0,
-    )
-    poll_shortest: float = Field(
-        default=0,
-        title="Shortest poll interval",
-        description="Seconds between two polls of a run, at least. 0 for the setting "
-        "PREFECT_INTEGRATIONS_MANTIK_POLL_SHORTEST.",
-        ge=0,
-    )
-    poll_longest: float = Field(
-        default=0,
-        title="Longest poll interval",
-        description="Seconds between two polls of a run, at most. 0 for the setting "
-        "PREFECT_INTEGRATIONS_MANTIK_POLL_LONGEST.",
-        ge=0,
-    )
+    settle: Settle = SETTLE
+    poll_shortest: PollShortest = 0
+    poll_longest: PollLongest = 0
 
     @field_validator("api_url")
     @classmethod
