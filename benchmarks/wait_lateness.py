@@ -20,7 +20,7 @@ from benchmarks.virtual import StubSite, VirtualTime, never, stub_handle
 from prefect_mantik.loop import call
 from prefect_mantik.waiting.waits import wait_until_ended
 
-JOBS, ROUNDS = 300, 5
+JOBS, ROUNDS = 600, 5
 SHORTEST, LONGEST, SHORT = 60.0, 12 * 3600.0, 600.0
 JITTER = 1.1
 

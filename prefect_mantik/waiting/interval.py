@@ -51,8 +51,8 @@ def pause(status: RunStatus | None, watched: float, bounds: Bounds) -> float:
 
 
 def jittered(status: RunStatus | None, watched: float, bounds: Bounds) -> float:
-    """As `pause`, or up to a tenth sooner; but never so soon that an expected change is just missed."""
-    seconds = pause(status, watched, bounds) * random.uniform(0.9, 1.0)  # noqa: S311
+    """As `pause`, or up to a twenty-fifth sooner; but never so soon that an expected change is just missed."""
+    seconds = pause(status, watched, bounds) * random.uniform(0.96, 1.0)  # noqa: S311
     expected = _seconds(status.observed_at, status.expected_at) if status else None
     return expected + AFTER_EXPECTED if expected and seconds < expected + AFTER_EXPECTED < 1.15 * seconds else seconds
 

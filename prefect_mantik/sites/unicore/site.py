@@ -79,7 +79,7 @@ class DirectUnicoreSite(DirectSite):
     kind: ClassVar[SiteKind] = "unicore"
     road: ClassVar[str] = "directly by UNICORE"
     one_call: ClassVar[bool] = False
-    looks_every: ClassVar[float] = 10.0  # CLASSICTSI.statusupdate.interval of UNICORE/X, 30 s at many sites
+    looks_every: ClassVar[float] = 20.0  # CLASSICTSI.statusupdate.interval: 10 s by default, 30 s in the core bundle
 
     def __init__(self, settings: Settings, client: UnicoreClient, project: MantikProject | None = None) -> None:
         super().__init__(settings.name, settings.reference, settings.settle, project)
