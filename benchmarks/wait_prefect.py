@@ -32,8 +32,13 @@ from prefect_mantik.waiting.sharing import AGAIN
 ROOT = Path(__file__).parents[1]
 PEERS = ROOT / "build" / "peers"
 SECONDS, SETTLE, RUNS, INTERVAL = 108.0, 30.0, 10, 5.0
-"""Seconds of a measurement, twice as long where processes share: whole heartbeats, or an hour of them would be told
-from a third of one."""
+"""Seconds of a measurement: whole heartbeats, or an hour of them would be told from a third of one."""
+
+SHARED = 1.5
+"""How much longer it is where processes share."""
+
+LAST_WORDS = 90.0
+"""Seconds until processes are settled that hear the last words of those that were killed a moment before."""
 
 POLLS = 20
 POLLS_AN_HOUR = 360
@@ -82,7 +87,7 @@ class Bench:
         """Let processes wait for all runs, and count what comes once they are settled."""
         before = rows(self.database)
         with self._processes(processes, settings):
-            time.sleep(SETTLE)
+            time.sleep(SETTLE if processes == 1 else LAST_WORDS)
             self._sandbox.control.reset_requests()
             calls, settled, words = self.proxy.calls(), rows(self.database), our_events(self.database)
             began = time.monotonic()
@@ -236,7 +241,7 @@ def main() -> int:
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else SECONDS
     trouble = install_peer()
     with opened() as bench:
-        found = {number: bench.waiting(number, seconds * min(number, 2), QUIET) for number in (1, 2, 4)}
+        found = {number: bench.waiting(number, seconds * (SHARED if number > 1 else 1), QUIET) for number in (1, 2, 4)}
         loud = bench.waiting(1, seconds, {})
         peer = None if trouble else bench.peer(POLLS)
     report(*shared_rows(found), *prefect_rows(found[1], loud, peer))

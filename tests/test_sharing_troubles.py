@@ -55,6 +55,26 @@ async def test_who_died_is_replaced_also_when_another_run_is_asked_meanwhile(hub
     assert third.site.requests <= before + 3
 
 
+async def test_a_dead_process_whose_last_words_are_still_told_is_left(hub: Hub) -> None:
+    """Prefect tells whoever connects what was said in the last minute: also by those that were killed since."""
+    dead, guest = Process(hub, running), Process(hub, running)
+    for number, process in enumerate((dead, guest)):
+        process.wait_for(run(number))
+    await hub.clock.sleep(1000)
+    last = [event for _, event in hub.words if event.event.endswith("told")][-1]
+    for process in (dead, guest):
+        process.kill()
+    begun = [Process(hub, running) for _ in range(4)]
+    for process in begun:
+        process.wait_for(run(0))
+        hub.deliver(process, last)
+    await hub.clock.sleep(200)
+    assert [process.sharing.follows for process in begun] == [False, True, True, True]
+    before = sum(process.site.requests for process in begun)
+    await hub.clock.sleep(3600)
+    assert sum(process.site.requests for process in begun) - before < 70
+
+
 async def test_what_does_not_change_is_known_to_be_so_now(hub: Hub) -> None:
     holder, other = Process(hub, running), Process(hub, running)
     holder.wait_for(run(0))

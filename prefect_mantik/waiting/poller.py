@@ -200,11 +200,9 @@ class Poller:
             return []
         seats = list(self._seats.values())
         due = [seat for seat in seats if seat.due <= now]
-        if due:
-            due = seats if due[0].site.one_call else [seat for seat in seats if seat.due - EARLY * seat.pause <= now]
-        if self._sharing and any(self._sharing.covers(seat.handle) for seat in due):
-            self._sharing.asked_alone()
-        return due
+        if not due or due[0].site.one_call:
+            return seats if due else []
+        return [seat for seat in seats if seat.due - EARLY * seat.pause <= now]
 
     async def _round(self, due: Sequence[Seat]) -> None:
         due = sorted(due, key=lambda seat: seat.asked or 0.0)  # so that none stays the last one of many

@@ -139,13 +139,6 @@ class Sharing:
         if self.follows:
             self._say_soon()
 
-    def asked_alone(self) -> None:
-        """A run was asked that another process asks for: is that one gone?"""
-        if self.follows and clock.monotonic() - self._heard_at >= PATIENCE:
-            run_logger().debug("Nothing was heard of who asks for %s: asking here.", self._resource)
-            self._follow(None)
-            self._say_soon()
-
     def pause(self, handle: RunHandle, regular: float) -> float:
         """Seconds until a run is to be asked here, where they would be `regular` ones if nobody else asked."""
         if not self.covers(handle):
@@ -184,6 +177,7 @@ class Sharing:
     async def _speak(self) -> None:
         while True:
             self._hurry.clear()
+            self._leave_who_is_silent()
             now = clock.monotonic()
             self._spare = min(SPARE, self._spare + (now - self._counted) / REFILL)
             self._counted = now
@@ -191,9 +185,19 @@ class Sharing:
                 self._say_wanted()
             if now >= self._next_told() or ((self._answer or self._news_at_once()) and self._may_hurry()):
                 self._say_told()
-            soonest = min(self._next_wanted(), self._next_told())
+            soonest = min(self._next_wanted(), self._next_told(), self._silent_at())
             await clock.sleep_or(self._hurry, max(GATHER, soonest - clock.monotonic()))
             await clock.sleep(GATHER)
+
+    def _leave_who_is_silent(self) -> None:
+        """Who asks for others is gone: also one that died before us, of whom the stream still told us."""
+        if clock.monotonic() >= self._silent_at():
+            run_logger().debug("Nothing was heard of who asks for %s: asking here.", self._resource)
+            self._follow(None)
+            self._want = True
+
+    def _silent_at(self) -> float:
+        return self._heard_at + PATIENCE if self.follows else float("inf")
 
     def _next_wanted(self) -> float:
         """Who asks for others is heard anyway."""
