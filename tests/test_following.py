@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from prefect_mantik.runs import RunHandle, RunState, RunStatus
 from prefect_mantik.sites.base import Capability, Pace, Site
 from prefect_mantik.waiting import following, run_log, showing
 from prefect_mantik.waiting.following import LogFollower
+from prefect_mantik.waiting.kept_log import KeptLog
 from prefect_mantik.waiting.observing import Observed
 
 NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -435,6 +437,26 @@ async def test_a_log_that_begins_anew_is_kept_after_the_old_one(
     await wait.look(_0=b"uno\n")
     await wait.end(_0=b"uno\ndue\n")
     assert kept(tmp_path) == "one\ntwo\n[the site began this log anew]\nuno\ndue\n"
+
+
+async def test_a_disk_that_hangs_keeps_nobody_else_from_working(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: pytest.LogCaptureFixture
+) -> None:
+    """Threads that hang there are not those that resolve names, or read a token's file."""
+    mended = threading.Event()
+    monkeypatch.setattr(KeptLog, "append", lambda *_: mended.wait(60))
+    for module in (run_log, following):
+        monkeypatch.setattr(module, "WRITE_TIMEOUT", 0.3)
+    wait = Wait(monkeypatch, directory=tmp_path, flow_run="flow-1")
+    wait.states = {handle(number): RunState.RUNNING for number in range(60)}
+    try:
+        await wait.look(**{f"_{number}": b"one\n" for number in range(60)})
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: "works"), 2) == "works"
+        lines = shown(said)
+    finally:
+        mended.set()
+    assert sum(f"are not kept in {tmp_path} now: it takes too long" in line for line in lines) == 1
+    assert sum(line.endswith("| one") for line in lines) == 60
 
 
 async def test_a_directory_that_cannot_be_written_is_said_once_and_the_end_is_published(

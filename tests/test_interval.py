@@ -90,4 +90,5 @@ def test_a_block_may_say_how_often_its_site_is_asked(monkeypatch: pytest.MonkeyP
     assert poller.bounds_of(site()) == BOUNDS
     assert poller.bounds_of(site(pace=Pace(shortest=90))) == Bounds(90, 90, 120)
     assert poller.bounds_of(site(pace=Pace(longest=30))) == Bounds(5, 30, 30)
+    assert poller.bounds_of(site(pace=Pace(300, 60))) == Bounds(300, 300, 300), "at least is at least"
     assert poller.bounds_of(site(pace=Pace(1, 300))) == Bounds(1, 300, 300)

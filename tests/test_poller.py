@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 import pytest
 
 from prefect_mantik.errors import LoginRefused, ServiceUnavailable
 from prefect_mantik.runs import Reason, RunHandle, RunState, RunStatus
-from prefect_mantik.sites.base import Pace
+from prefect_mantik.sites.base import Pace, not_asked
 from prefect_mantik.waiting import poller
 from prefect_mantik.waiting.poller import MOST_TRIES, poller_of
 from prefect_mantik.waiting.waits import wait_until_ended
@@ -240,6 +240,37 @@ async def test_rest_that_a_site_tells_beside_its_answers_is_given_too(clock: Vir
     site._quiet = 0.0
     await waiting
     assert 195 < max(site.gaps()) < 215
+
+
+async def test_rest_that_is_asked_for_in_the_middle_of_a_round_is_given_at_once(clock: VirtualClock) -> None:
+    """Of many runs that are a call each; the others are due as before, and nothing is said of them meanwhile."""
+    sites: list[PolledSite] = []
+
+    def answer(handle: RunHandle, now: float) -> RunStatus:
+        if now < 100 and handle.remote_id == "40":
+            sites[0]._quiet = 200.0
+            raise ServiceUnavailable("slow down", retry_after=200)
+        return state("FINISHED", now)
+
+    class OneByOne(PolledSite):
+        async def ask(self, handles: Sequence[RunHandle]) -> dict[RunHandle, RunStatus]:
+            self.asked.append((self.clock.now, [handle.remote_id for handle in handles]))
+            found = {}
+            for handle in handles:
+                try:
+                    found[handle] = self.answer(handle, self.clock.now)
+                except ServiceUnavailable as error:
+                    found[handle] = not_asked(error)
+            return found
+
+    sites.append(OneByOne(clock, answer, one_call=False))
+    waiting = asyncio.ensure_future(wait_for({run(number): sites[0] for number in range(100)}))
+    await clock.sleep(100)
+    assert [len(runs) for _, runs in sites[0].asked] == [poller.AT_ONCE] * 2
+    sites[0]._quiet = 0.0
+    statuses = await waiting
+    assert {status.state for status in statuses.values()} == {RunState.FINISHED}
+    assert sites[0].asked[2][0] >= 200
 
 
 async def test_a_rest_of_years_ends_after_an_hour(clock: VirtualClock) -> None:

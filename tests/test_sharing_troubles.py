@@ -75,6 +75,24 @@ async def test_a_dead_process_whose_last_words_are_still_told_is_left(hub: Hub) 
     assert sum(process.site.requests for process in begun) - before < 70
 
 
+async def test_a_first_answer_that_was_lost_leaves_no_run_unasked(hub: Hub) -> None:
+    """It may have told an end: the next word answers too, and tells only what came after."""
+
+    def ends(handle: RunHandle, now: float) -> RunStatus:
+        return state("FINISHED", now) if handle.remote_id == "1" and now >= 500 else running(handle, now)
+
+    holder, other = Process(hub, ends), Process(hub, ends)
+    holder.wait_for(run(0))
+    await hub.clock.sleep(499)
+    waiter = other.wait_for(run(1))
+    await hub.clock.sleep(0.1)
+    hub.cut = True  # what the holder answers is said and not heard
+    await hub.clock.sleep(40)
+    hub.cut = False
+    await waiter.until("FINISHED")
+    assert hub.clock.now < 500 + 70
+
+
 async def test_what_does_not_change_is_known_to_be_so_now(hub: Hub) -> None:
     holder, other = Process(hub, running), Process(hub, running)
     holder.wait_for(run(0))

@@ -14,7 +14,7 @@ import pytest
 from prefect_mantik.errors import BlockInvalid, SiteSilent, WaitTimeout
 from prefect_mantik.runs import Reason, RunHandle, RunState, RunStatus
 from prefect_mantik.sites.base import Site
-from prefect_mantik.waiting import waits
+from prefect_mantik.waiting import waits, watching
 from prefect_mantik.waiting.waits import wait_until_ended
 from tests.virtual_clock import START, VirtualClock
 
@@ -223,6 +223,17 @@ async def test_silence_of_one_does_not_lose_the_others(clock: VirtualClock) -> N
 async def test_a_timeout_of_nothing_still_asks_once() -> None:
     site = ScriptedSite(VirtualClock(), {0: "FINISHED"})
     assert len(await wait_until_ended({handle(): site}, reopen=no_reopen, timeout=0)) == 1
+
+
+def test_an_outage_that_begins_and_ends_before_it_is_looked_at_is_none(caplog: pytest.LogCaptureFixture) -> None:
+    one = watching.Watched(handle(), ScriptedSite(VirtualClock(), {}))
+    away = RunStatus(state=RunState.UNKNOWN, site_word="no connection", observed_at=START)
+    running = RunStatus(state=RunState.RUNNING, observed_at=START)
+    watching.take([(one, away), (one, running)], [one])
+    assert one.unknown_since is None
+    assert "unknown" not in caplog.text
+    watching.take([(one, running), (one, away)], [one])
+    assert one.unknown_since is not None
 
 
 async def test_the_silence_limit_stops_and_asks(clock: VirtualClock) -> None:

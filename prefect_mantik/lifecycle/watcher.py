@@ -6,7 +6,7 @@ It keeps nothing that it could not do without, so that one that died, or two at 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from uuid import UUID
@@ -17,13 +17,12 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.events import emit_event
-from prefect.utilities.urls import url_for
 from pydantic import BaseModel, ConfigDict
 
 from prefect_mantik.errors import MantikError
 from prefect_mantik.kept import KEY_PREFIX, Kept, kept_of
 from prefect_mantik.lifecycle.heartbeat import WAITING
-from prefect_mantik.lifecycle.suspended import SuspendedFlowRun
+from prefect_mantik.lifecycle.suspended import SuspendedFlowRuns, link, named
 from prefect_mantik.log import run_logger
 from prefect_mantik.runs import RunHandle, RunStatus
 from prefect_mantik.sites.base import Site
@@ -92,12 +91,12 @@ class Watcher:
     Attributes:
         attendance: The runs, which pollers ask for as often as their age deserves.
         closed: Runs that have ended and whose books are closed.
+        shown: What people see of the flow runs.
     """
 
     attendance: Attendance = field(default_factory=Attendance)
     closed: dict[RunHandle, RunStatus] = field(default_factory=dict)
-    _shown: dict[tuple[UUID, str], SuspendedFlowRun] = field(default_factory=dict)
-    """By flow run and suspension: there may be several."""
+    shown: SuspendedFlowRuns = field(default_factory=SuspendedFlowRuns)
     _signed: set[tuple[UUID, str | None]] = field(default_factory=set)
     _said: set[str] = field(default_factory=set)
     _flow_names: dict[UUID, str] = field(default_factory=dict)
@@ -111,32 +110,31 @@ class Watcher:
             try:
                 kept = kept_of(flow_run)
             except MantikError as error:
-                troubles.append(f"{_shown(flow_run)}: {error}")
+                troubles.append(f"{named(flow_run)}: {error}")
                 continue
             if kept and kept.key == _pause_key(flow_run):
                 ours.append((flow_run, kept))
             elif (_pause_key(flow_run) or "").startswith(KEY_PREFIX):
-                troubles.append(f"{_shown(flow_run)} has lost the label of what it waits for: resume it by hand.")
+                troubles.append(f"{named(flow_run)} has lost the label of what it waits for: resume it by hand.")
             elif kept:
-                left_alone.append(_link(flow_run))
+                left_alone.append(link(flow_run))
         told = await self._ask({handle for _, kept in ours for handle in kept.awaited})
-        await self._show(ours, told)
+        troubles += await self.shown.show(ours, told)
+        # Before they are resumed: then their own processes write their cards.
+        await self.shown.leave((flow_run.id, kept.key) for flow_run, kept in ours if _is_due(kept, told))
         resumed: list[WatchedFlowRun] = []
         waiting: list[WatchedFlowRun] = []
         for flow_run, kept in ours:
-            troubles += [f"{_shown(flow_run)}: {words}" for words in self._shown[flow_run.id, kept.key].stuck()]
-            troubles += [f"{_shown(flow_run)}: {words}" for words in _troubles_of(kept, told)]
+            troubles += [f"{named(flow_run)}: {words}" for words in _troubles_of(kept, told)]
             try:
                 is_resumed = _is_due(kept, told) and await _resume(flow_run, kept)
                 if not is_resumed:
                     await self._emit_sign_of_life(flow_run)
             except Exception as error:  # noqa: BLE001  # one that cannot be resumed must not keep the others
-                troubles.append(f"{_shown(flow_run)} was not resumed. {type(error).__name__}: {error}")
+                troubles.append(f"{named(flow_run)} was not resumed. {type(error).__name__}: {error}")
                 is_resumed = False
             ended = sum(told.statuses[handle].state.is_end for handle in kept.awaited)
             (resumed if is_resumed else waiting).append(_watched(flow_run, kept, ended))
-            if is_resumed:
-                await self._leave([(flow_run.id, kept.key)])
         self._say(troubles)
         return Watched(resumed=resumed, waiting=waiting, left_alone=left_alone, troubles=troubles)
 
@@ -159,24 +157,7 @@ class Watcher:
     async def leave(self) -> None:
         """Ask and show nothing any more."""
         self.attendance.leave()
-        await self._leave(list(self._shown))
-
-    async def _show(self, ours: Sequence[tuple[FlowRun, Kept]], told: Round) -> None:
-        """Show people what was told, where a process of the flow run would."""
-        for flow_run, kept in ours:
-            shown = self._shown.get((flow_run.id, kept.key)) or SuspendedFlowRun(flow_run)
-            self._shown[flow_run.id, kept.key] = shown
-            await shown.show(kept.awaited, told)
-        await self._leave(self._shown.keys() - {(flow_run.id, kept.key) for flow_run, kept in ours})
-
-    async def _leave(self, keys: Iterable[tuple[UUID, str]]) -> None:
-        turn = asyncio.Semaphore(_AT_ONCE)
-
-        async def leave(shown: SuspendedFlowRun) -> None:
-            async with turn:
-                await shown.leave()
-
-        await asyncio.gather(*(leave(self._shown.pop(key)) for key in keys))
+        await self.shown.leave()
 
     async def _emit_sign_of_life(self, flow_run: FlowRun) -> None:
         """A suspended flow run has no process: the watcher tells the heartbeat automation that none is missed.
@@ -265,16 +246,8 @@ def _troubles_of(kept: Kept, told: Round) -> list[str]:
 
 
 def _watched(flow_run: FlowRun, kept: Kept, ended: int) -> WatchedFlowRun:
-    return WatchedFlowRun(id=flow_run.id, name=flow_run.name, link=_link(flow_run), runs=len(kept.awaited), ended=ended)
+    return WatchedFlowRun(id=flow_run.id, name=flow_run.name, link=link(flow_run), runs=len(kept.awaited), ended=ended)
 
 
 def _pause_key(flow_run: FlowRun) -> str | None:
     return flow_run.state.state_details.pause_key if flow_run.state else None
-
-
-def _link(flow_run: FlowRun) -> str:
-    return url_for("flow-run", obj_id=flow_run.id) or str(flow_run.id)
-
-
-def _shown(flow_run: FlowRun) -> str:
-    return f"Flow run {flow_run.name} ({_link(flow_run)})"

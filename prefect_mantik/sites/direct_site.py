@@ -17,7 +17,7 @@ from prefect_mantik.log import run_logger
 from prefect_mantik.loop import per_process
 from prefect_mantik.runs import Reason, RunHandle, RunKey, RunSpec, RunState, RunStatus
 from prefect_mantik.sites import direct, mlflow_runs
-from prefect_mantik.sites.base import Capability, Site
+from prefect_mantik.sites.base import Capability, Site, not_asked
 from prefect_mantik.sites.tracked import run_status
 from prefect_mantik.staging import StagedCode
 from prefect_mantik.tracking import TrackedRun, TrackingClient
@@ -127,9 +127,15 @@ class DirectSite(Site):
         return await mlflow_runs.forgotten_runs(self._project, key, self) if self._project else []
 
     async def _by_mlflow(self, handle: RunHandle) -> RunStatus | None:
-        """How a run ended whose job the site does not know any more; None where MLflow does not tell."""
-        tracking = await self._tracking_of(handle)
-        run = await tracking.run(handle.mlflow_run_id) if tracking and handle.mlflow_run_id else None
+        """How a run ended whose job the site does not know any more; None where MLflow does not tell.
+
+        UNKNOWN where MLflow cannot be asked: that is of this run's account, and says nothing of other runs.
+        """
+        try:
+            tracking = await self._tracking_of(handle)
+            run = await tracking.run(handle.mlflow_run_id) if tracking and handle.mlflow_run_id else None
+        except (RequestFailed, ConfigurationError) as error:
+            return not_asked(error)
         told = run_status(run, tracking.now()) if tracking and run else None
         if told is None or not told.state.is_end:
             return None

@@ -89,6 +89,7 @@ class LogFollower:
         self._screen = Screen()
         self._troubles: dict[str, list[str]] = {}
         self._disk_said: set[str] = set()
+        self._disk_hangs = False
 
     async def look(self, runs: Mapping[RunHandle, Observed]) -> None:
         """Read what is due, and show it. See `Observer.look`."""
@@ -191,7 +192,7 @@ class LogFollower:
         async for lines in log.parts(site, most, until):
             run.latest.add(lines)
         if log.trouble:
-            self._take_disk_trouble(log.trouble)
+            self._say_disk(log.trouble)
 
     async def _read_to_end(self, run: _Followed, log: RunLog, site: Site, until: float) -> None:
         if log.kept is not None or self._publish is None:
@@ -209,7 +210,7 @@ class LogFollower:
         run.done, run.log = True, None
 
     async def _opened(self, handle: RunHandle) -> RunLog:
-        if self._directory is None:
+        if self._directory is None or self._disk_hangs:
             return RunLog(handle)
         opening = asyncio.get_running_loop().run_in_executor(
             files(), open_kept_log, self._directory, self._flow_run, handle
@@ -217,7 +218,9 @@ class LogFollower:
         try:
             return RunLog(handle, await asyncio.wait_for(opening, WRITE_TIMEOUT))
         except (OSError, asyncio.TimeoutError, TimeoutError) as error:
-            self._take_disk_trouble(error)
+            self._say_disk(error)
+            # A disk that hangs would be waited for once a run.
+            self._disk_hangs = isinstance(error, (asyncio.TimeoutError, TimeoutError))
             return RunLog(handle)
 
     # --- Saying ---
@@ -257,9 +260,7 @@ class LogFollower:
                 run_logger().info("Nor can the logs of %d more training runs at %s.", more, site)
         self._troubles.clear()
 
-    def _take_disk_trouble(self, error: Exception) -> None:
-        if isinstance(error, (asyncio.TimeoutError, TimeoutError)):
-            self._directory = None  # a disk that hangs would be waited for once a run
+    def _say_disk(self, error: Exception) -> None:
         words = getattr(error, "strerror", None) or str(error) or "it takes too long"
         if words not in self._disk_said:
             self._disk_said.add(words)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 from uuid import UUID
 
@@ -97,6 +98,63 @@ def test_what_will_not_start_is_said_by_each_process_of_the_watcher_and_once_in_
     assert call(one_after_another, shown, [(waits, stuck), (stuck, stuck)]) == [[words], [words]]
     until("it is told", lambda: lines_of(prefect_server, id))
     assert lines_of(prefect_server, id) == [words]
+
+
+def test_what_cannot_be_shown_is_said_and_resumed_all_the_same(
+    sandbox: SandboxProcess, suspended: Callable[..., UUID], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = submits(0.1)
+    id = suspended("mantik-a-1", kept_handles([handle]))
+
+    async def broken(*_: Any) -> None:
+        raise RuntimeError("no such colour")
+
+    monkeypatch.setattr(SuspendedFlowRun, "show", broken)
+    monkeypatch.setattr(SuspendedFlowRun, "leave", broken)
+    watcher, seen = Watcher(), list[Watched]()
+
+    def resumed() -> bool:
+        seen.append(call(watcher.watch))
+        return id in [each.id for each in seen[-1].resumed]
+
+    until("it is resumed", resumed)
+    call(watcher.leave)
+    assert any(
+        str(id) in words and "cannot be shown. RuntimeError: no such colour" in words for words in seen[0].troubles
+    )
+
+
+def test_a_card_that_prefect_does_not_take_holds_up_no_flow_run(
+    sandbox: SandboxProcess, suspended: Callable[..., UUID], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = submits(0.1)
+    id = suspended("mantik-a-1", kept_handles([handle]))
+
+    async def hangs(*_: Any) -> None:
+        await asyncio.sleep(1000)
+
+    monkeypatch.setattr("prefect_mantik.lifecycle.suspended.LAST_WORDS", 0.5)
+    monkeypatch.setattr(SuspendedFlowRun, "leave", hangs)
+    watcher = Watcher()
+    until("it is resumed", lambda: id in [each.id for each in call(watcher.watch).resumed])
+    call(watcher.leave)
+
+
+def test_signs_of_life_are_few(
+    sandbox: SandboxProcess, suspended: Callable[..., UUID], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the first minutes, in which a last heartbeat may come; then once for each process of the watcher."""
+    suspended("mantik-a-1", kept_handles([submits(300)]))
+    signs: list[str] = []
+    monkeypatch.setattr("prefect_mantik.lifecycle.watcher.emit_event", lambda name, **_: signs.append(name))
+    for late, count in ((timedelta(minutes=10), 3), (timedelta(0), 1)):
+        monkeypatch.setattr("prefect_mantik.lifecycle.watcher.LATE_HEARTBEAT", late)
+        signs.clear()
+        watcher = Watcher()
+        for _ in range(3):
+            call(watcher.watch)
+        call(watcher.leave)
+        assert len(signs) == count
 
 
 async def one_after_another(work: Callable[..., Any], arguments: list[tuple[Any, ...]]) -> list[Any]:

@@ -19,6 +19,7 @@ from prefect_mantik import (
     Reason,
     RunHandle,
     RunState,
+    RunStatus,
     TrainingJob,
     TrainingRun,
     aauthenticate,
@@ -38,6 +39,7 @@ from prefect_mantik.ledger import FlowRunLedger, current_key, root_flow_run_id
 from prefect_mantik.loop import acall, call
 from prefect_mantik.sandbox.process import SandboxProcess
 from prefect_mantik.sites.notes import note_of
+from prefect_mantik.sites.opening import site_of
 from tests.conftest import PrefectServer
 
 SITES = ("alder", "birch", "cedar")
@@ -262,6 +264,23 @@ def test_an_unknown_job_is_named(sandbox: SandboxProcess) -> None:
         submit_runs({"a": "no-such-job"})
     assert isinstance(caught.value.errors["a"], BlockInvalid)
     assert "There is no saved block training-job/no-such-job" in str(caught.value)
+
+
+@pytest.mark.parametrize("site", ["birch", "cedar"])
+def test_an_account_that_is_gone_says_nothing_of_other_runs(sandbox: SandboxProcess, site: str) -> None:
+    """Of a run whose job the site has forgotten only MLflow tells, as the account that submitted it."""
+    there = sleeper(site).trigger(key=f"beside {site}").handle
+    gone = there.model_copy(
+        update={"remote_id": "987654", "name": "gone", "key": None, "account": "mantik-credentials/gone"}
+    )
+
+    async def ask() -> dict[RunHandle, RunStatus]:
+        return await (await site_of(there)).ask([gone, there])
+
+    told = call(ask)
+    assert told[there].state in (RunState.SCHEDULED, RunState.RUNNING)
+    assert (told[gone].state, told[gone].reason) == (RunState.UNKNOWN, Reason.PAUSED)
+    assert "no saved block mantik-credentials/gone" in told[gone].site_word
 
 
 def test_what_later_versions_bring_says_so(sandbox: SandboxProcess) -> None:

@@ -321,13 +321,15 @@ class DirectFirecrestSite(DirectSite):
 
     async def _certain(self, handle: RunHandle, job: Job, status: RunStatus) -> RunStatus:
         """A status that may be relied on: where the site cannot tell that a job has ended, we see to it."""
-        if status.reason is Reason.UNTOLD and status.state is RunState.KILLED:
-            told = await self._by_mlflow(handle)
-            return status.model_copy(update={"reason": told.reason}) if told and told.state is status.state else status
-        if word(job) not in REQUEUED_AFTER or (await self._client.about()).reads_directives:
+        is_untold = status.reason is Reason.UNTOLD and status.state is RunState.KILLED
+        if not is_untold and (word(job) not in REQUEUED_AFTER or (await self._client.about()).reads_directives):
             return status
-        # Slurm's REST API goes on showing how the first start ended, though the job may have been started again.
         told = await self._by_mlflow(handle)
+        if told and told.state is RunState.UNKNOWN:
+            return told
+        if is_untold:
+            return status.model_copy(update={"reason": told.reason}) if told and told.state is status.state else status
+        # Slurm's REST API goes on showing how the first start ended, though the job may have been started again.
         if told and told.state is RunState.FINISHED:
             return told.model_copy(update={"message": f"{status.site_word} is of its first start; MLflow tells this"})
         await self._client.cancel(handle.remote_id)
