@@ -197,7 +197,10 @@ async def test_a_cancel_is_tried_all_the_same(sandbox: SandboxProcess, account: 
     same_account = Account(sandbox)
     with pytest.raises(ServiceUnavailable, match="Nothing was sent"):
         await same_account.ask()
+    sandbox.control.add_fault("status", route=EXPERIMENT, status=429)  # names no time: the other still holds
     await urgent(account.ask)()
+    with pytest.raises(ServiceUnavailable, match="Nothing was sent"):
+        await account.ask()
 
 
 @pytest.mark.parametrize(

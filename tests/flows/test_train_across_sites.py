@@ -20,7 +20,13 @@ from prefect.client.schemas.objects import Artifact, FlowRun, Log
 from prefect.states import State
 
 from prefect_mantik import MantikCredentials, TrainingJob
-from prefect_mantik.errors import LoginRefused, MetricMissing, RunsFailed, SubmitsFailed
+from prefect_mantik.errors import (
+    LoginRefused,
+    MetricMissing,
+    RunsFailed,
+    SubmitsFailed,
+    WaitTimeout,
+)
 from prefect_mantik.flows.train_across_sites import train_across_sites
 from prefect_mantik.sandbox.process import SandboxProcess
 
@@ -146,3 +152,20 @@ def test_a_wrong_password_fails_in_the_first_second(sandbox: SandboxProcess) -> 
     state = run([job])
     with pytest.raises(LoginRefused, match="refused the login of 'sandbox'"):
         state.result()
+
+
+def test_the_time_to_wait_may_be_limited_and_the_runs_go_on(sandbox: SandboxProcess) -> None:
+    endless = TrainingJob.load("train-birch").model_copy(
+        update={"entry_point": "sleep", "parameters": {"seconds": 300}}
+    )
+    with pytest.raises(WaitTimeout, match="left alone"):
+        run([endless], timeout=1).result()
+    assert len(sandbox.control.jobs(live=True)) == 1
+
+
+def test_a_flow_run_that_nobody_could_resume_holds_its_process(
+    sandbox: SandboxProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = run(["train-birch"], wait="suspend").result()
+    assert (result["finished"], result["best_site"]) == (1, "birch")
+    assert "cannot be suspended: it has no deployment" in caplog.text
