@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -213,6 +214,32 @@ async def test_hours_of_outage_of_a_site_with_many_runs(
     assert "training runs at birch: state unknown. GET /jobs: no connection. The jobs are not touched" in lines[0]
     assert "can be asked again after" in lines[1]
     assert 3.5 * HOUR < site.asked[-1][0] < 3.5 * HOUR + 70
+
+
+async def test_who_joins_while_an_account_is_away_has_it_asked_no_sooner(clock: VirtualClock) -> None:
+    def answer(handle: RunHandle, now: float) -> RunStatus:
+        if now < 120:
+            raise ServiceUnavailable("no connection")
+        return state("FINISHED", now)
+
+    site, waiter = PolledSite(clock, answer), Waiter()
+    for number in range(60):
+        poller_of(site).join(run(number), site, waiter.tell)
+        await clock.sleep(2)
+    assert len([at for at, _ in site.asked if at < 120]) <= 6
+    await waiter.until("FINISHED")
+
+
+async def test_a_run_of_which_nothing_is_known_for_a_while_keeps_its_pace(clock: VirtualClock) -> None:
+    def answer(handle: RunHandle, now: float) -> RunStatus:
+        if handle.remote_id == "1" and HOUR < now < 2 * HOUR:
+            return not_asked(ServiceUnavailable("no answer"))
+        return state("RUNNING" if now < 2.5 * HOUR else "FINISHED", now)
+
+    site = PolledSite(clock, answer, one_call=False)
+    await wait_for({run(number): site for number in range(2)})
+    late = [at for at, runs in site.asked if "1" in runs and at > HOUR - 200]
+    assert min(after - before for before, after in itertools.pairwise(late)) > 50
 
 
 async def test_a_server_that_asks_for_rest_is_given_it(clock: VirtualClock) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
 from prefect_mantik.errors import ServiceUnavailable
 from prefect_mantik.runs import RunHandle, RunState, RunStatus
+from prefect_mantik.waiting import sharing
 from prefect_mantik.waiting.interval import SHARE
 from tests.polled_site import run, state
 from tests.shared_polls import Hub, Process, a_hub
@@ -107,3 +110,47 @@ async def test_what_does_not_change_is_known_to_be_so_now(hub: Hub) -> None:
     assert other.site.requests < 5
     assert told[-1].state is RunState.RUNNING
     assert 3600 - (told[-1].observed_at - START).total_seconds() < 60 + SHARE * 60 + 5
+
+
+async def test_signs_of_life_reach_the_others_with_the_next_heartbeat(hub: Hub) -> None:
+    """And are worth no word of their own."""
+
+    def alive(_: RunHandle, now: float) -> RunStatus:
+        return state("RUNNING", now, started_at=START, life_at=START + timedelta(seconds=now))
+
+    holder, other = Process(hub, alive), Process(hub, alive)
+    holder.wait_for(run(0))
+    told: list[RunStatus | Exception] = []
+    other._context.run(other.poller.join, run(1), other.site, told.append, other._open)
+    await hub.clock.sleep(3600)
+    assert isinstance(last := told[-1], RunStatus)
+    assert last.life_at
+    assert 3600 - (last.life_at - START).total_seconds() < 60 + sharing.HEARTBEAT + 5
+    assert hub.words_an_hour() < 3600 / sharing.HEARTBEAT + 3600 / sharing.AGAIN + 10
+
+
+@pytest.mark.parametrize("first", ["the older one", "who asks for others"])
+async def test_who_is_heard_at_last_is_answered_at_once(hub: Hub, first: str) -> None:
+    """The stream was away; whoever speaks next, all let the oldest ask some seconds later."""
+    oldest, second, third = (Process(hub, running) for _ in range(3))
+    apart = Hub(hub.clock)
+    oldest.hub = apart
+    hub.processes.remove(oldest)
+    apart.processes.append(oldest)
+    oldest.wait_for(run(0))
+    await hub.clock.sleep(300)
+    second.wait_for(run(1))
+    if first == "who asks for others":
+        third.wait_for(run(2))
+    await hub.clock.sleep(1300)
+    assert not oldest.sharing.follows
+    assert not second.sharing.follows
+    oldest.hub = hub
+    hub.processes.append(oldest)
+    said = len(hub.words)
+    while len(hub.words) == said:
+        await hub.clock.sleep(1)
+    kind = hub.words[said][1].event
+    assert kind.endswith("wanted" if first == "the older one" else "told")
+    await hub.clock.sleep(20)
+    assert second.sharing.follows
