@@ -226,8 +226,8 @@ class RunStatus(BaseModel):
 
     Attributes:
         state: In our words.
-        reason: Why, where the site tells; UNTOLD where a run ended badly and it does not; UNREADABLE where what it
-            tells of an unknown state cannot be read.
+        reason: Why, where the site tells. UNTOLD where a run ended badly and it does not, or where it answers and
+            knows nothing of a run. UNREADABLE where what it tells of an unknown state cannot be read.
         site_word: The site's own word for the state.
         message: What else the site says of it.
         exit_code: Of the job, where the site tells.
@@ -259,7 +259,7 @@ class RunStatus(BaseModel):
         if self.exit_code:
             return f"{self.state} (exit code {self.exit_code})"
         if self.reason is Reason.UNTOLD:
-            return f"{self.state} (the site does not tell why)"
+            return f"{self.state} (the site does not tell{' why' if self.state.is_end else ''})"
         return f"{self.state} ({self.reason})" if self.reason else str(self.state)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from prefect_mantik.errors import LoginRefused, ServiceUnavailable
 from prefect_mantik.runs import Reason, RunHandle, RunState, RunStatus
-from prefect_mantik.sites.base import Pace, not_asked
+from prefect_mantik.sites.base import Pace, not_asked, not_told
 from prefect_mantik.waiting import poller
 from prefect_mantik.waiting.poller import MOST_TRIES, poller_of
 from prefect_mantik.waiting.waits import wait_until_ended
@@ -240,6 +240,24 @@ async def test_a_run_of_which_nothing_is_known_for_a_while_keeps_its_pace(clock:
     await wait_for({run(number): site for number in range(2)})
     late = [at for at, runs in site.asked if "1" in runs and at > HOUR - 200]
     assert min(after - before for before, after in itertools.pairwise(late)) > 50
+
+
+async def test_runs_that_a_site_knows_nothing_of_hide_no_others(clock: VirtualClock) -> None:
+    """It answers: were they taken for a site that is away, runs behind them would never be asked."""
+
+    def answer(handle: RunHandle, now: float) -> RunStatus:
+        if int(handle.remote_id) < 3 * poller.AT_ONCE:
+            return not_told("no such job, and its account is gone")
+        return state("RUNNING" if now < HOUR else "FINISHED", now)
+
+    site, waiter = PolledSite(clock, answer, one_call=False), Waiter()
+    for number in range(4 * poller.AT_ONCE):
+        poller_of(site).join(run(number), site, lambda _: None)
+    poller_of(site).join(run(1000), site, waiter.tell)
+    await waiter.until("RUNNING")
+    assert clock.now < 1
+    await waiter.until("FINISHED")
+    assert clock.now < HOUR + 70
 
 
 async def test_a_server_that_asks_for_rest_is_given_it(clock: VirtualClock) -> None:

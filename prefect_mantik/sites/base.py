@@ -63,8 +63,15 @@ def not_found(handle: RunHandle, words: str) -> RunStatus:
     """The status of a run of which the site says, asked by id, that it has none such: lost, but for a young one."""
     now = datetime.now(timezone.utc)
     young = handle.submitted_at is None or (now - handle.submitted_at).total_seconds() < FIRST_MINUTES
-    state, reason = (RunState.UNKNOWN, None) if young else (RunState.LOST, Reason.LOST)
-    return RunStatus(state=state, reason=reason, site_word=words, observed_at=now)
+    if young:
+        return not_told(words)
+    return RunStatus(state=RunState.LOST, reason=Reason.LOST, site_word=words, observed_at=now)
+
+
+def not_told(words: str) -> RunStatus:
+    """The status of a run of which a site that answers has nothing to tell: that site can be asked for others."""
+    now = datetime.now(timezone.utc)
+    return RunStatus(state=RunState.UNKNOWN, reason=Reason.UNTOLD, site_word=words, observed_at=now)
 
 
 def not_asked(error: Exception) -> RunStatus:

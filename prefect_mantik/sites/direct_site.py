@@ -17,7 +17,7 @@ from prefect_mantik.log import run_logger
 from prefect_mantik.loop import per_process
 from prefect_mantik.runs import Reason, RunHandle, RunKey, RunSpec, RunState, RunStatus
 from prefect_mantik.sites import direct, mlflow_runs
-from prefect_mantik.sites.base import Capability, Site, not_asked
+from prefect_mantik.sites.base import Capability, Site, not_told
 from prefect_mantik.sites.tracked import run_status
 from prefect_mantik.staging import StagedCode
 from prefect_mantik.tracking import TrackedRun, TrackingClient
@@ -135,7 +135,7 @@ class DirectSite(Site):
             tracking = await self._tracking_of(handle)
             run = await tracking.run(handle.mlflow_run_id) if tracking and handle.mlflow_run_id else None
         except (RequestFailed, ConfigurationError) as error:
-            return not_asked(error)
+            return not_told(str(error))
         told = run_status(run, tracking.now()) if tracking and run else None
         if told is None or not told.state.is_end:
             return None

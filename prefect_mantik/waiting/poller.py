@@ -316,7 +316,7 @@ def bounds_of(site: Site) -> Bounds:
 
 
 def _is_away(status: RunStatus) -> bool:
-    return status.state is RunState.UNKNOWN and status.reason is not Reason.UNREADABLE
+    return status.state is RunState.UNKNOWN and status.reason not in (Reason.UNREADABLE, Reason.UNTOLD)
 
 
 def not_read(handle: RunHandle, error: Exception) -> RunStatus:

@@ -54,14 +54,19 @@ def sandbox(saved_blocks: None, mantik_sandbox: SandboxProcess) -> Iterator[Sand
 
 
 @pytest.fixture
-def suspended(prefect_server: PrefectServer) -> Callable[..., UUID]:
-    """A flow run that is suspended with a key, and keeps some handles under another one, or the same."""
+def suspended(prefect_server: PrefectServer) -> Iterator[Callable[..., UUID]]:
+    """A flow run that is suspended with a key, and keeps some handles under another one, or the same.
+
+    It is deleted with the test: watchers of later tests would go on asking for its runs.
+    """
     deployment_of("killed", "served-by-nobody").apply()
+    made: list[UUID] = []
 
     async def make(key: str, kept: Kept | str | None) -> UUID:
         async with get_client() as client:
             deployment = await client.read_deployment_by_name("killed/served-by-nobody")
             run = await client.create_flow_run_from_deployment(deployment.id, parameters={"mark": "none"})
+            made.append(run.id)
             text = kept.model_copy(update={"flow_run": run.id}).written() if isinstance(kept, Kept) else kept
             if text:
                 assert await FlowRunLedger(run.id).keep(LABEL, text)
@@ -69,7 +74,9 @@ def suspended(prefect_server: PrefectServer) -> Callable[..., UUID]:
                 await client.set_flow_run_state(run.id, state, force=True)
             return run.id
 
-    return lambda key, kept=None: call(make, key, kept)
+    yield lambda key, kept=None: call(make, key, kept)
+    for id in made:
+        prefect_server.request("DELETE", f"/flow_runs/{id}")
 
 
 def kept_handles(handles: list[RunHandle], key: str = "mantik-a-1") -> Kept:

@@ -252,8 +252,8 @@ def test_two_waits_at_once_and_a_cancel_while_suspended(
     assert run.kept().key == run.key()
     one, _ = sandbox.control.jobs(live=True)
     sandbox.control.end_job(one["id"], "FAILED")
-    [seen] = watched().waiting  # they are resumed together
-    assert (seen.runs, seen.ended) == (2, 1)
+    until("one has ended", lambda: [(seen.runs, seen.ended) for seen in watched().waiting] == [(2, 1)])
+    # They are resumed together.
 
     prefect_server.request("POST", f"/flow_runs/{run.id}/set_state", {"state": {"type": "CANCELLING"}})
     run.until_state("Cancelled", under_a_worker)

@@ -279,7 +279,7 @@ def test_an_account_that_is_gone_says_nothing_of_other_runs(sandbox: SandboxProc
 
     told = call(ask)
     assert told[there].state in (RunState.SCHEDULED, RunState.RUNNING)
-    assert (told[gone].state, told[gone].reason) == (RunState.UNKNOWN, Reason.PAUSED)
+    assert (told[gone].state, told[gone].reason) == (RunState.UNKNOWN, Reason.UNTOLD)
     assert "no saved block mantik-credentials/gone" in told[gone].site_word
 
 
