@@ -41,6 +41,8 @@ NOTICE_BESIDE = 1200.0
 KILLED_WITHIN = 90.0
 """Seconds that a wait gives the worker to end this process, after it ended the runs."""
 
+_SHOWN = 5
+
 INTERRUPTED = 20.0
 """Seconds for ending the runs when the process is being ended: Prefect kills after thirty."""
 
@@ -117,6 +119,13 @@ async def end_runs_if_cancelled(handles: Sequence[RunHandle]) -> None:
 async def _end_runs_if_cancelled(handles: Sequence[RunHandle]) -> None:
     if runtime_flow_run.id is not None and (cancelled := await _cancelled()):
         await _end_runs(cancelled.id, handles, within=INTERRUPTED - 2)
+        return
+    run_logger().warning(
+        "The wait was interrupted, not cancelled. What has not ended goes on: %s%s. A retry of the flow run takes it "
+        "over; `prefect-mantik cancel` ends it.",
+        ", ".join(handle.describe() for handle in handles[:_SHOWN]),
+        f" and {len(handles) - _SHOWN} more" if len(handles) > _SHOWN else "",
+    )
 
 
 async def _noticed() -> CancelledFlow:

@@ -459,6 +459,25 @@ async def test_a_disk_that_hangs_keeps_nobody_else_from_working(
     assert sum(line.endswith("| one") for line in lines) == 60
 
 
+async def test_a_disk_that_hangs_is_waited_for_once_and_not_for_each_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: pytest.LogCaptureFixture
+) -> None:
+    opened: list[RunHandle] = []
+
+    def hangs(_: Path, __: str, run: RunHandle) -> None:
+        opened.append(run)
+        raise TimeoutError("it takes too long")
+
+    monkeypatch.setattr(following, "open_kept_log", hangs)
+    wait = Wait(monkeypatch, directory=tmp_path, flow_run="flow-1")
+    wait.states = {handle(number): RunState.RUNNING for number in range(60)}
+    await wait.look(**{f"_{number}": b"one\n" for number in range(60)})
+    lines = shown(said)
+    assert 1 <= len(opened) < 30
+    assert sum(f"are not kept in {tmp_path} now: it takes too long" in line for line in lines) == 1
+    assert sum(line.endswith("| one") for line in lines) == 60
+
+
 async def test_a_directory_that_cannot_be_written_is_said_once_and_the_end_is_published(
     monkeypatch: pytest.MonkeyPatch, said: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:

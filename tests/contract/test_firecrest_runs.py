@@ -19,11 +19,16 @@ from prefect_mantik.loop import acall
 from prefect_mantik.runs import Reason, RunHandle, RunState
 from prefect_mantik.sandbox.process import SandboxControl
 from prefect_mantik.sites.firecrest import site as site_module
+from prefect_mantik.sites.tracked import CANCELLED_TAG
 from tests.contract.conftest import FirecrestRoad
 from tests.contract.running import LOGS, content, log_of, project_in, run, short_tokens, tracked, uuid_of, waited
 from tests.sandbox_jobs import new_key
 
 DAY = 86400
+
+
+STAT = "/firecrest/v2/filesystem/{system}/ops/stat"
+RUN_OF_MLFLOW = "/tracking/api/2.0/mlflow/runs/get"
 
 
 @pytest.fixture
@@ -162,6 +167,45 @@ async def test_a_training_that_finished_in_its_second_start_has_finished(rest_ro
     status = await rest_road.status(handle)
     assert status.state is RunState.FINISHED
     assert "MLflow tells this" in status.message
+
+
+async def test_a_job_that_may_have_started_again_is_not_ended_while_mlflow_cannot_tell(
+    rest_road: FirecrestRoad,
+) -> None:
+    """It may have finished since, or go on: who cannot ask leaves it alone, and asks again."""
+    handle = await requeued(rest_road, 30)
+    control_of(rest_road).add_fault("status", route=RUN_OF_MLFLOW, status=503, times=None)
+    with impatient(0.5):
+        status = await rest_road.status(handle)
+    assert (status.state, status.reason) == (RunState.UNKNOWN, Reason.UNTOLD)
+    assert is_live(rest_road, handle)
+    control_of(rest_road).clear_faults()
+    status = await rest_road.status(handle)
+    assert (status.state, status.reason) == (RunState.FAILED, Reason.NODE_FAIL)
+
+
+async def test_who_cancelled_a_job_is_mlflows_word_where_its_directory_cannot_be_read(ssh_road: FirecrestRoad) -> None:
+    """Only what it says of the same end counts; while it cannot be asked the run is unknown."""
+    handle = await ssh_road.submit(new_key())
+    await ssh_road.until(handle, RunState.RUNNING)
+    tracking = ssh_road.job().project.credentials.tracking_client()
+    control_of(ssh_road).end_job(uuid_of(ssh_road, handle), "CANCELLED")
+    await waited(ssh_road, handle)
+    control_of(ssh_road).add_fault("status", route=STAT, status=403, times=None)
+    control_of(ssh_road).add_fault("status", route=RUN_OF_MLFLOW, status=503, times=None)
+    with impatient(0.5):
+        status = await ssh_road.status(handle)
+    assert (status.state, status.reason) == (RunState.UNKNOWN, Reason.UNTOLD)
+    control_of(ssh_road).clear_faults()
+    control_of(ssh_road).add_fault("status", route=STAT, status=403, times=None)
+    for word, tags, reason in (
+        ("FINISHED", {}, Reason.UNTOLD),
+        ("KILLED", {CANCELLED_TAG: "true"}, Reason.CANCELLED_BY_US),
+    ):
+        await acall(tracking.set_status, str(handle.mlflow_run_id), word, datetime.now(timezone.utc))
+        await acall(tracking.set_tags, str(handle.mlflow_run_id), tags)
+        status = await ssh_road.status(handle)
+        assert (status.state, status.reason) == (RunState.KILLED, reason)
 
 
 # --- Waiting for ever -----------------------------------------------------------------------------------------------

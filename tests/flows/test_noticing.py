@@ -81,4 +81,5 @@ def test_an_interrupted_wait_ends_its_runs_only_where_the_flow_was_cancelled(
         finally:
             process.kill()
         assert ("its training runs are ended" in output) is cancelled
+        assert ("What has not ended goes on: training run" in output) is not cancelled
         assert len(sandbox.control.jobs(live=True)) == (0 if cancelled else 1)

@@ -20,13 +20,7 @@ from prefect.client.schemas.objects import Artifact, FlowRun, Log
 from prefect.states import State
 
 from prefect_mantik import MantikCredentials, TrainingJob
-from prefect_mantik.errors import (
-    LoginRefused,
-    MetricMissing,
-    RunsFailed,
-    SubmitsFailed,
-    WaitTimeout,
-)
+from prefect_mantik.errors import LoginRefused, MetricMissing, RunsFailed, SubmitsFailed, WaitTimeout
 from prefect_mantik.flows.train_across_sites import train_across_sites
 from prefect_mantik.sandbox.process import SandboxProcess
 
