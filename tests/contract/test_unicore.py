@@ -11,10 +11,19 @@ from typing import Any, cast
 import httpx
 import pytest
 
-from prefect_mantik.errors import KeyInUse, RunEnded, ServiceUnavailable, SubmitIncomplete, SubmitRefused, SubmitUnknown
+from prefect_mantik.errors import (
+    KeyInUse,
+    NotFound,
+    RunEnded,
+    ServiceUnavailable,
+    SubmitIncomplete,
+    SubmitRefused,
+    SubmitUnknown,
+)
 from prefect_mantik.loop import acall
 from prefect_mantik.runs import Reason, RunHandle, RunKey, RunSpec, RunState
 from prefect_mantik.sites import submission
+from prefect_mantik.sites.unicore.directory import RunDirectory
 from prefect_mantik.sites.unicore.site import DirectUnicoreSite
 from tests.contract.conftest import PlatformRoad, UnicoreRoad
 from tests.sandbox_jobs import MemoryLedger, new_key
@@ -454,3 +463,15 @@ async def test_what_the_server_puts_into_its_own_script_is_plain_words(unicore_r
     assert "Environment" not in sent
     assert {item["Data"] for item in sent["Imports"]} == {"n/a"}
     assert sent["haveClientStageIn"] == "true"
+
+
+async def test_nobody_waits_for_the_files_of_a_job_that_ended_without_them(alder: UnicoreRoad) -> None:
+    client = alder.site().client()
+    imports = [{"From": "inline://first", "To": "first", "Data": "x"}, {"To": "../second", "Data": "x"}]
+
+    async def names() -> set[str]:
+        job = await client.submit({"Executable": "true", "Imports": imports, "haveClientStageIn": "true"})
+        return await RunDirectory(client, job).names()
+
+    with pytest.raises(NotFound, match="ended before its files were there"):
+        await acall(names)

@@ -15,9 +15,10 @@ from prefect.client.orchestration import get_client
 
 from prefect_mantik.ledger import FlowRunLedger, origin
 from prefect_mantik.loop import call
-from prefect_mantik.runs import RunHandle, RunKey
+from prefect_mantik.runs import RunKey
 from prefect_mantik.sandbox.process import SandboxProcess
 from tests.conftest import PrefectServer
+from tests.flows.submit_once import handle_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,10 +81,7 @@ def test_one_run(
     assert (note.pending, note.attempt, note.site) == (True, 1, "mantik-site/alder")
     sandbox.control.clear_faults()
 
-    output, errors = _start(prefect_server, root).communicate(timeout=200)
-    line = next((line for line in output.splitlines() if line.startswith("HANDLE ")), None)
-    assert line is not None, errors
-    handle = RunHandle.model_validate_json(line.removeprefix("HANDLE "))
+    handle = handle_of(_start(prefect_server, root))
     assert handle.key == key
     assert [job["mlflowRunId"] for job in _jobs(sandbox, key)] == [handle.remote_id]
     assert not call(ledger.notes)[key.site_key].pending

@@ -19,11 +19,12 @@ from prefect_mantik import FirecrestSite, TrainingRun
 from prefect_mantik.documents import aload_block
 from prefect_mantik.ledger import FlowRunLedger, origin
 from prefect_mantik.loop import call
-from prefect_mantik.runs import RunHandle, RunKey, RunState
+from prefect_mantik.runs import RunKey, RunState
 from prefect_mantik.sandbox.process import SandboxProcess
 from prefect_mantik.sites.tracked import KEY_TAG
 from tests.conftest import PrefectServer
 from tests.contract.conftest import ALL, Road, UnicoreRoad, sandbox_firecrest
+from tests.flows.submit_once import handle_of
 from tests.sandbox_jobs import credentials
 
 ROOT = Path(__file__).parents[2]
@@ -175,10 +176,7 @@ def test_one_job_that_runs(
     assert bool(announced.receipt) is was_taken
     control.clear_faults()
 
-    output, errors = _start(prefect_server, root, site.job).communicate(timeout=100)
-    line = next((line for line in output.splitlines() if line.startswith("HANDLE ")), None)
-    assert line is not None, errors
-    handle = RunHandle.model_validate_json(line.removeprefix("HANDLE "))
+    handle = handle_of(_start(prefect_server, root, site.job))
     assert (handle.key, handle.site) == (key, site.saved)
     assert announced.receipt in (None, handle.remote_id)
     assert [job["id"] for job in road.jobs(key)] == [handle.remote_id]

@@ -59,8 +59,10 @@ class RunDirectory:
                 if f"/{direct.TOKEN_FILE}" in names or wall_clock() > deadline:
                     return names
             except NotFound:
-                if wall_clock() > deadline or (wall_clock() > ask_at and await self._has_ended()):
+                if wall_clock() > deadline:
                     raise
+            if wall_clock() > ask_at and await self._has_ended():
+                raise NotFound(f"Job {self._job} ended before its files were there.")
             await asyncio.sleep(_PAUSE)
 
     async def _has_ended(self) -> bool:
